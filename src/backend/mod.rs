@@ -1,0 +1,80 @@
+//! Backends: where volumes' bytes are kept. One trait, one conformance suite, a module per driver.
+//!
+//! Everything a backend writes describes itself. Every verb is idempotent, says what it did, and can be killed at any
+//! instruction and repeated. A backend never decides what should exist: the reconciler tells it.
+
+use crate::io::BlockIo;
+use crate::model::{ByteSize, ClusterId, Generation, InventoryVolume, Name, PoolCapacity, PoolId, VolumeId};
+use std::sync::Arc;
+
+/// Whose pool it is; written into the pool's marker and compared with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolIdentity {
+    pub cluster: ClusterId,
+    pub pool: PoolId,
+    pub name: Name,
+}
+
+/// A volume as its backend must keep it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeLayout {
+    pub id: VolumeId,
+    pub name: Name,
+    pub generation: Generation,
+    pub size: ByteSize,
+    /// The volume has held bytes once: if they are missing that is [`BackendError::Lost`], never a fresh start.
+    pub made: bool,
+}
+
+/// What an idempotent verb did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ensured {
+    Unchanged,
+    Created,
+    Grown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    Gone,
+    WasAbsent,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error("{action}")]
+    Io { action: String, source: std::io::Error },
+    #[error("{place} belongs to pool {owner}")]
+    Taken { place: String, owner: String },
+    #[error("{place} is not the pool it was: {reason}")]
+    PoolLost { place: String, reason: String },
+    #[error("the data of volume {volume} is missing: {path} is not there")]
+    Lost { volume: VolumeId, path: String },
+    #[error("volume {volume} is {actual} and cannot shrink to {wanted}")]
+    Shrink { volume: VolumeId, actual: ByteSize, wanted: ByteSize },
+    #[error("{path} is damaged: {reason}; it was left as it is")]
+    Damaged { path: String, reason: String },
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// One pool on this host.
+pub trait Backend: Send + Sync + 'static {
+    /// Makes the volume exist with at least this layout; a new one reads as zeros and is durable when this returns.
+    fn ensure_volume(&self, volume: &VolumeLayout) -> Result<Ensured, BackendError>;
+
+    /// Destroys the volume's data. The caller has a tombstone and has closed every handle.
+    fn remove_volume(&self, id: VolumeId) -> Result<Removed, BackendError>;
+
+    /// A handle for I/O. Handles stay valid and see the new size when the volume grows.
+    fn open_volume(&self, id: VolumeId) -> Result<Arc<dyn BlockIo>, BackendError>;
+
+    /// Capacity and use now.
+    fn observe_capacity(&self) -> Result<PoolCapacity, BackendError>;
+
+    /// Every volume found on the pool's devices, assigned or not; `exported` is false here.
+    fn observe_volumes(&self) -> Result<Vec<InventoryVolume>, BackendError>;
+
+    /// Lets go of the pool: its marker disappears, foreign files stay. Refused while volumes are in it.
+    fn release(&self) -> Result<Removed, BackendError>;
+}

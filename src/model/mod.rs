@@ -1,0 +1,72 @@
+//! The words of symphony: identities, names, sizes, and the specs and statuses of every object.
+//!
+//! Pure data and pure rules live here; nothing in this module reads a clock, a file or a socket. An object is
+//! [`Meta`] (who it is) + a spec (the user's words, which no component rewrites) + a status (what was observed; each
+//! field has one writer). Their JSON form is what the store holds and what `ctl -o json` prints.
+
+mod assignment;
+mod cluster;
+mod id;
+mod meta;
+mod name;
+mod object;
+mod pool;
+mod report;
+mod service;
+mod size;
+mod time;
+mod volume;
+
+pub use assignment::{Assigned, AssignmentSet, Change, Changes, PoolAssignment, VolumeAssignment};
+pub use cluster::{Cluster, ClusterSpec};
+pub use id::{ClusterId, ParseIdError, PoolId, ServiceId, SessionId, VolumeId};
+pub use meta::{Generation, Meta};
+pub use name::{Name, NameError};
+pub use object::{Kind, Object, UnknownKind};
+pub use pool::{Driver, Pool, PoolSpec, PoolStatus};
+pub use report::{
+    Inventory, InventoryPool, InventoryVolume, Observed, PoolCapacity, PoolReport, Report, ServedVolume, VolumeReport,
+};
+pub use service::{Addresses, Service, ServiceSpec, ServiceState, ServiceStatus, ServiceType, Session};
+pub use size::{ByteSize, SizeError};
+pub use time::{ParseTimestampError, Timestamp};
+pub use volume::{Export, Protocol, Replica, SECTOR, Volume, VolumeSpec, VolumeStatus};
+
+/// Where an object stands, as users see it in `status.phase`.
+///
+/// ```text
+///   pending ──▶ ready ◀──▶ failed
+///      │          │           │
+///      └──────────┴─────┬─────┘
+///                       ▼
+///                   removing ──▶ (gone)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Committed; the block service has not finished acting on this generation.
+    Pending,
+    /// What was asked for is what is there.
+    Ready,
+    /// The block service tried this generation and could not; `status.message` says why. It goes on trying.
+    Failed,
+    /// A tombstone is set; the object disappears once the block service has let go of it.
+    Removing,
+}
+
+impl Phase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Pending => "pending",
+            Phase::Ready => "ready",
+            Phase::Failed => "failed",
+            Phase::Removing => "removing",
+        }
+    }
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}

@@ -1,0 +1,142 @@
+//! What a block service says of its own devices.
+
+use super::{ByteSize, Export, Generation, Phase, Pool, PoolId, Volume, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// A fact about the world outside: nobody knows, it is known not to be, or it is known to be so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Observed<T> {
+    #[default]
+    Unknown,
+    Absent,
+    Known(T),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    Pool(PoolReport),
+    Volume(VolumeReport),
+}
+
+/// `generation` is the one of the assignment that this speaks of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolReport {
+    pub id: PoolId,
+    pub generation: Generation,
+    pub capacity: Observed<PoolCapacity>,
+    /// Why the assignment could not be fulfilled.
+    pub failure: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolCapacity {
+    pub capacity: ByteSize,
+    pub used: ByteSize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeReport {
+    pub id: VolumeId,
+    pub generation: Generation,
+    pub volume: Observed<ServedVolume>,
+    /// Why the assignment could not be fulfilled.
+    pub failure: Option<String>,
+}
+
+/// A volume that is there, and how it can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedVolume {
+    pub size: ByteSize,
+    pub exports: Vec<Export>,
+}
+
+/// Everything on a block service's devices that calls itself symphony's, assigned or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    pub pools: Vec<InventoryPool>,
+    pub volumes: Vec<InventoryVolume>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InventoryPool {
+    pub id: PoolId,
+    /// Why the pool could not be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InventoryVolume {
+    pub id: VolumeId,
+    pub pool: PoolId,
+    pub name: String,
+    pub size: ByteSize,
+    pub generation: Generation,
+    /// Whether clients can reach it now.
+    pub exported: bool,
+}
+
+fn phase(removed: bool, current: bool, known: bool, failed: bool) -> Phase {
+    match (removed, failed) {
+        (true, _) => Phase::Removing,
+        (false, true) => Phase::Failed,
+        (false, false) if current && known => Phase::Ready,
+        (false, false) => Phase::Pending,
+    }
+}
+
+impl Pool {
+    /// Takes a report over into the status. A report on an older generation than the last one is stale and ignored.
+    /// Says whether anything changed.
+    pub fn observe(&mut self, report: &PoolReport) -> bool {
+        if report.generation < self.status.observed_generation || report.generation > self.meta.generation {
+            return false;
+        }
+        let before = self.status.clone();
+        let status = &mut self.status;
+        status.observed_generation = report.generation;
+        status.message = report.failure.clone();
+        if let Observed::Known(known) = report.capacity {
+            status.capacity = Some(known.capacity);
+            status.used = Some(known.used);
+        }
+        let current = report.generation == self.meta.generation;
+        status.phase = phase(self.meta.is_removed(), current, status.capacity.is_some(), report.failure.is_some());
+        *status != before
+    }
+
+    /// Whether `report` says that a pool with a tombstone is gone from its host.
+    pub fn is_let_go_by(&self, report: &PoolReport) -> bool {
+        self.meta.is_removed() && report.generation == self.meta.generation && report.capacity == Observed::Absent
+    }
+}
+
+impl Volume {
+    /// Takes a report over into the status, as [`Pool::observe`] does.
+    pub fn observe(&mut self, report: &VolumeReport) -> bool {
+        if report.generation < self.status.observed_generation || report.generation > self.meta.generation {
+            return false;
+        }
+        let before = self.status.clone();
+        let status = &mut self.status;
+        status.observed_generation = report.generation;
+        status.message = report.failure.clone();
+        match &report.volume {
+            Observed::Known(served) => {
+                status.size = Some(served.size);
+                status.exports = served.exports.clone();
+            }
+            // The last known size stays: it says that there were bytes once.
+            Observed::Absent | Observed::Unknown => status.exports.clear(),
+        }
+        let current = report.generation == self.meta.generation;
+        let known = matches!(report.volume, Observed::Known(_));
+        status.phase = phase(self.meta.is_removed(), current, known, report.failure.is_some());
+        *status != before
+    }
+
+    /// Whether `report` says that a volume with a tombstone is gone from its host.
+    pub fn is_let_go_by(&self, report: &VolumeReport) -> bool {
+        self.meta.is_removed() && report.generation == self.meta.generation && report.volume == Observed::Absent
+    }
+}
