@@ -74,6 +74,9 @@ pub struct InventoryVolume {
     pub generation: Generation,
     /// Whether clients can reach it now.
     pub exported: bool,
+    /// Why what describes the volume cannot be trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
 }
 
 fn phase(removed: bool, current: bool, known: bool, failed: bool) -> Phase {

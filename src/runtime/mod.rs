@@ -1,0 +1,13 @@
+//! What every running role needs once: shutdown, clock, backoff, telemetry. Nothing here knows what symphony does.
+
+mod backoff;
+mod clock;
+mod shutdown;
+pub mod telemetry;
+
+pub use backoff::Backoff;
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use shutdown::{Shutdown, termination};
+
+/// What `--version` prints and services tell each other.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,239 @@
+//! Both ends against each other, over a link that loses nothing until it breaks.
+
+use super::*;
+use crate::model::*;
+use proptest::prelude::*;
+use std::time::{Duration, Instant};
+
+const HEARTBEAT: Duration = Duration::from_secs(1);
+const LEASE: Duration = Duration::from_secs(4);
+
+fn greeting() -> Greeting {
+    Greeting {
+        service: ServiceId::from_bytes([1; 16]),
+        cluster: ClusterId::from_bytes([2; 16]),
+        host_name: "host".into(),
+        addresses: Addresses::default(),
+        version: "0".into(),
+    }
+}
+
+fn welcome() -> Welcome {
+    Welcome { session: SessionId::from_bytes([3; 16]), heartbeat: HEARTBEAT, lease: LEASE, managers: vec![] }
+}
+
+fn volume(id: u8, generation: u64) -> VolumeAssignment {
+    VolumeAssignment {
+        id: VolumeId::from_bytes([id; 16]),
+        name: format!("v{id}").parse().unwrap(),
+        generation: Generation::new(generation),
+        pool: PoolId::from_bytes([9; 16]),
+        size: ByteSize::mib(generation),
+        made: false,
+        removed: false,
+    }
+}
+
+fn report(id: u8, generation: u64) -> Report {
+    Report::Volume(VolumeReport {
+        id: VolumeId::from_bytes([id; 16]),
+        generation: Generation::new(generation),
+        volume: Observed::Unknown,
+        failure: None,
+    })
+}
+
+/// Both ends, what the service holds, and what the manager committed.
+struct World {
+    now: Instant,
+    manager: ManagerSide,
+    service: ServiceSide,
+    assigned: AssignmentSet,
+    held: AssignmentSet,
+    committed: Vec<Report>,
+    keep_alives: usize,
+    ends: Vec<Ended>,
+}
+
+impl World {
+    fn open(assigned: AssignmentSet) -> Self {
+        let now = Instant::now();
+        let (service, actions) = ServiceSide::begin(greeting(), now);
+        let mut world = Self {
+            now,
+            manager: ManagerSide::new(now),
+            service,
+            assigned,
+            held: AssignmentSet::default(),
+            committed: vec![],
+            keep_alives: 0,
+            ends: vec![],
+        };
+        world.service_does(actions);
+        world
+    }
+
+    fn service_does(&mut self, actions: Vec<ServiceAction>) {
+        for action in actions {
+            match action {
+                ServiceAction::Send(message) => {
+                    let actions = self.manager.handle(ManagerEvent::Received(message), self.now);
+                    self.manager_does(actions);
+                }
+                ServiceAction::Replace(set) => assert!(self.held.replace(set).is_empty()),
+                ServiceAction::Apply(changes) => assert!(self.held.apply(changes).is_empty()),
+                ServiceAction::TakeInventory { nonce } => {
+                    let answer = ServiceEvent::Inventory { nonce, inventory: Inventory::default() };
+                    let actions = self.service.handle(answer, self.now);
+                    self.service_does(actions);
+                }
+                ServiceAction::Opened { .. } => {}
+                ServiceAction::End(reason) => self.ends.push(reason),
+            }
+        }
+    }
+
+    fn manager_does(&mut self, actions: Vec<ManagerAction>) {
+        for action in actions {
+            let event = match action {
+                ManagerAction::Admit(greeting) => {
+                    assert_eq!(greeting.service, ServiceId::from_bytes([1; 16]));
+                    ManagerEvent::Admitted { welcome: welcome(), assignments: self.assigned.clone() }
+                }
+                ManagerAction::Send(message) => {
+                    let actions = self.service.handle(ServiceEvent::Received(message), self.now);
+                    self.service_does(actions);
+                    continue;
+                }
+                ManagerAction::Commit { sequence, reports } => {
+                    self.committed.extend(reports);
+                    ManagerEvent::Committed { sequence }
+                }
+                ManagerAction::KeepAlive => {
+                    self.keep_alives += 1;
+                    continue;
+                }
+                ManagerAction::Answer { .. } => continue,
+                ManagerAction::End { reason, .. } => {
+                    self.ends.push(reason);
+                    continue;
+                }
+            };
+            let actions = self.manager.handle(event, self.now);
+            self.manager_does(actions);
+        }
+    }
+
+    fn assign(&mut self, set: AssignmentSet) {
+        self.assigned = set.clone();
+        let actions = self.manager.handle(ManagerEvent::Assigned(set), self.now);
+        self.manager_does(actions);
+    }
+
+    fn report(&mut self, reports: Vec<Report>) {
+        let actions = self.service.handle(ServiceEvent::Report(reports), self.now);
+        self.service_does(actions);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        let actions = self.service.handle(ServiceEvent::Tick, self.now);
+        self.service_does(actions);
+        let actions = self.manager.handle(ManagerEvent::Tick, self.now);
+        self.manager_does(actions);
+    }
+}
+
+#[test]
+fn a_session_that_only_beats_stays_open_and_renews_its_lease() {
+    let mut world = World::open(AssignmentSet::default());
+    for _ in 0..20 {
+        world.pass(HEARTBEAT);
+        world.report(vec![report(1, 1)]);
+    }
+    assert_eq!((world.keep_alives, world.ends.len()), (20, 0));
+}
+
+#[test]
+fn silence_ends_either_side() {
+    let mut world = World::open(AssignmentSet::default());
+    let later = world.now + LEASE + Duration::from_millis(1);
+    let actions = world.manager.handle(ManagerEvent::Tick, later);
+    assert_eq!(actions, [ManagerAction::End { reason: Ended::Silence(LEASE), release: false }]);
+    let actions = world.service.handle(ServiceEvent::Tick, later);
+    assert_eq!(actions, [ServiceAction::End(Ended::Silence(LEASE))]);
+}
+
+#[test]
+fn a_gap_in_the_chain_ends_the_session() {
+    let mut world = World::open(AssignmentSet::default());
+    let gap = Downward::Incremental { changes: vec![], applies_to: Step(7), results_in: Step(8) };
+    let actions = world.service.handle(ServiceEvent::Received(gap), world.now);
+    assert!(matches!(actions[..], [ServiceAction::End(Ended::Protocol(_))]), "{actions:?}");
+}
+
+#[test]
+fn messages_out_of_order_end_the_session_and_nothing_follows() {
+    for message in [Upward::Heartbeat, Upward::Goodbye, Upward::Reports { sequence: 1, reports: vec![] }] {
+        let now = Instant::now();
+        let mut manager = ManagerSide::new(now);
+        let actions = manager.handle(ManagerEvent::Received(message), now);
+        assert!(matches!(actions[..], [ManagerAction::End { reason: Ended::Protocol(_), .. }]));
+        assert_eq!(manager.handle(ManagerEvent::Received(Upward::Hello(greeting())), now), []);
+    }
+}
+
+#[test]
+fn removal_reaches_the_service_and_releases_its_lease() {
+    let mut world = World::open(AssignmentSet::default());
+    let actions = world.manager.handle(ManagerEvent::Removed, world.now);
+    assert!(actions.contains(&ManagerAction::End { reason: Ended::Removed, release: true }));
+    world.manager_does(actions);
+    assert!(world.ends.contains(&Ended::Removed));
+}
+
+#[test]
+fn an_inventory_is_asked_for_and_answered() {
+    let mut world = World::open(AssignmentSet::default());
+    let actions = world.manager.handle(ManagerEvent::Ask { nonce: 5 }, world.now);
+    assert_eq!(actions, [ManagerAction::Send(Downward::InventoryRequest { nonce: 5 })]);
+    world.manager_does(actions);
+    assert!(world.ends.is_empty());
+}
+
+#[test]
+fn only_the_latest_report_of_an_object_is_sent_and_one_batch_at_a_time() {
+    let now = Instant::now();
+    let (mut service, _) = ServiceSide::begin(greeting(), now);
+    assert_eq!(service.handle(ServiceEvent::Report(vec![report(1, 1)]), now), []);
+    service.handle(ServiceEvent::Received(Downward::Welcome(welcome())), now);
+    assert_eq!(service.handle(ServiceEvent::Report(vec![report(1, 2)]), now), [], "not before the assignments");
+    let complete = Downward::Complete { set: AssignmentSet::default(), results_in: Step(1) };
+    let actions = service.handle(ServiceEvent::Received(complete), now);
+    let sent = ServiceAction::Send(Upward::Reports { sequence: 1, reports: vec![report(1, 2)] });
+    assert_eq!(actions[1], sent);
+    assert_eq!(service.handle(ServiceEvent::Report(vec![report(2, 1)]), now), []);
+    let actions = service.handle(ServiceEvent::Received(Downward::ReportsAck { sequence: 1 }), now);
+    assert_eq!(actions, [ServiceAction::Send(Upward::Reports { sequence: 2, reports: vec![report(2, 1)] })]);
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_assigned_is_held_and_whatever_is_reported_is_committed(
+        sets in prop::collection::vec(prop::collection::btree_map(1u8..6, any::<bool>(), 0..5), 1..12),
+        reported in prop::collection::vec((1u8..6, 1u64..9), 0..12),
+    ) {
+        let mut world = World::open(AssignmentSet::default());
+        for (index, set) in sets.into_iter().enumerate() {
+            let generation = index as u64 + 1;
+            let volumes = set.into_keys().map(|id| volume(id, generation)).map(|v| (v.id, v)).collect();
+            world.assign(AssignmentSet { volumes, ..AssignmentSet::default() });
+            prop_assert_eq!(&world.held, &world.assigned);
+        }
+        for (id, generation) in reported {
+            world.report(vec![report(id, generation)]);
+            prop_assert_eq!(world.committed.last(), Some(&report(id, generation)));
+        }
+        prop_assert!(world.ends.is_empty());
+    }
+}
