@@ -3,6 +3,8 @@
 //! Everything a backend writes describes itself. Every verb is idempotent, says what it did, and can be killed at any
 //! instruction and repeated. A backend never decides what should exist: the reconciler tells it.
 
+pub mod file;
+
 use crate::io::BlockIo;
 use crate::model::{ByteSize, ClusterId, Generation, InventoryVolume, Name, PoolCapacity, PoolId, VolumeId};
 use std::sync::Arc;
@@ -32,6 +34,8 @@ pub enum Ensured {
     Unchanged,
     Created,
     Grown,
+    /// Only what it says of itself was written anew: a name, a generation.
+    Updated,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +50,16 @@ pub enum BackendError {
     Io { action: String, source: std::io::Error },
     #[error("{place} belongs to pool {owner}")]
     Taken { place: String, owner: String },
+    #[error("{place} is in use by another symphony process, or by this one already")]
+    Locked { place: String },
     #[error("{place} is not the pool it was: {reason}")]
     PoolLost { place: String, reason: String },
     #[error("the data of volume {volume} is missing: {path} is not there")]
     Lost { volume: VolumeId, path: String },
     #[error("volume {volume} is {actual} and cannot shrink to {wanted}")]
     Shrink { volume: VolumeId, actual: ByteSize, wanted: ByteSize },
+    #[error("volume {volume} is at generation {} and generation {} is older", held.as_u64(), offered.as_u64())]
+    Stale { volume: VolumeId, held: Generation, offered: Generation },
     #[error("{path} is damaged: {reason}; it was left as it is")]
     Damaged { path: String, reason: String },
     #[error("{0}")]

@@ -1,6 +1,20 @@
 //! Block I/O on what a backend opens: the one interface between where bytes are kept and who asks for them.
 //!
+//! [`FileIo`] serves a file or block device, [`MemoryIo`] is the naive oracle that the others are compared with, and
+//! [`FaultIo`] is a layer over any of them that fails or holds chosen operations.
+//!
 //! Never here: protocols, names, assignments. Every call blocks; the data threads own their connections.
+
+mod fault;
+mod file;
+mod memory;
+mod sync;
+
+pub use fault::{Effect, Fault, FaultIo, Gate, Operation, Performed};
+pub use file::FileIo;
+pub use memory::MemoryIo;
+
+use std::io;
 
 /// A run of bytes that is either data or a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,21 +35,45 @@ pub trait BlockIo: Send + Sync + 'static {
     fn size(&self) -> u64;
 
     /// Fills `buffer` from `offset`.
-    fn read(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()>;
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// Writes all of `buffer` at `offset`; with `fua` it is on the medium before this returns.
-    fn write(&self, buffer: &[u8], offset: u64, fua: bool) -> std::io::Result<()>;
+    fn write(&self, buffer: &[u8], offset: u64, fua: bool) -> io::Result<()>;
 
     /// Makes all acknowledged writes durable.
-    fn flush(&self) -> std::io::Result<()>;
+    fn flush(&self) -> io::Result<()>;
 
-    /// Gives the space of a range back; it reads as zeros afterwards.
-    fn trim(&self, offset: u64, length: u64) -> std::io::Result<()>;
+    /// Gives the space of a range back. What was given back reads as zeros; what the medium cannot give back, such as
+    /// part of one of its blocks, stays as it was.
+    fn trim(&self, offset: u64, length: u64) -> io::Result<()>;
 
     /// Zeroes a range. With `may_punch` the space may be given back, else it stays allocated.
-    fn zero(&self, offset: u64, length: u64, may_punch: bool) -> std::io::Result<()>;
+    fn zero(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()>;
 
     /// Data and holes of a range, in order, without gaps, starting at `offset` and ending at its end; at most
-    /// `limit` extents, so that the answer may end early. Whoever cannot tell answers one extent of data.
-    fn extents(&self, offset: u64, length: u64, limit: usize) -> std::io::Result<Vec<Extent>>;
+    /// `limit` extents (one at least), so that the answer may end early. Whoever cannot tell answers one extent of
+    /// data. An empty range has no extents.
+    fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>>;
 }
+
+/// `InvalidInput` unless `offset .. offset + length` lies within `size`.
+fn check_range(size: u64, offset: u64, length: u64) -> io::Result<()> {
+    match offset.checked_add(length) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{length} bytes at offset {offset} do not lie within {size} bytes"),
+        )),
+    }
+}
+
+/// Puts an extent behind others, joining it with the last one where both are alike.
+fn push_extent(extents: &mut Vec<Extent>, extent: Extent) {
+    match extents.last_mut() {
+        Some(last) if last.hole == extent.hole => last.length += extent.length,
+        _ => extents.push(extent),
+    }
+}
+
+#[cfg(test)]
+mod tests;

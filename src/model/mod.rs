@@ -7,6 +7,7 @@
 mod assignment;
 mod cluster;
 mod id;
+mod identity;
 mod meta;
 mod name;
 mod object;
@@ -20,6 +21,7 @@ mod volume;
 pub use assignment::{Assigned, AssignmentSet, Change, Changes, PoolAssignment, VolumeAssignment};
 pub use cluster::{Cluster, ClusterSpec};
 pub use id::{ClusterId, ParseIdError, PoolId, ServiceId, SessionId, VolumeId};
+pub use identity::{Identity, Membership};
 pub use meta::{Generation, Meta};
 pub use name::{Name, NameError};
 pub use object::{Kind, Object, UnknownKind};

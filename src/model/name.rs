@@ -32,6 +32,14 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name that comes closest to `text`, whatever that is; `fallback` where nothing of it can stay.
+    pub fn resembling(text: &str, fallback: &'static str) -> Self {
+        let letter = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+        let close: String =
+            text.chars().map(letter).skip_while(|c| !c.is_ascii_alphanumeric()).take(Self::MAX).collect();
+        close.parse().unwrap_or_else(|_| Self(fallback.into()))
+    }
 }
 
 impl FromStr for Name {
@@ -93,6 +101,13 @@ mod tests {
     fn ordinary_names_are_taken() {
         for text in ["a", "db-01", "ubuntu-24.04", "Vol_7", "0", &"x".repeat(63)] {
             assert_eq!(text.parse::<Name>().unwrap().as_str(), text);
+        }
+    }
+
+    #[test]
+    fn any_text_has_a_name_that_comes_close() {
+        for (text, name) in [("db-01.lan", "db-01.lan"), ("-my host", "my-host"), ("", "service"), ("ä", "service")] {
+            assert_eq!(Name::resembling(text, "service").as_str(), name);
         }
     }
 

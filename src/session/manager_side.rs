@@ -8,17 +8,24 @@ use std::time::{Duration, Instant};
 pub enum ManagerEvent {
     Received(Upward),
     /// The service in the greeting is a member and its lease is taken.
-    Admitted { welcome: Welcome, assignments: AssignmentSet },
+    Admitted {
+        welcome: Welcome,
+        assignments: AssignmentSet,
+    },
     /// It is not, or no lease could be had.
     Refused(String),
     /// What the service must hold has changed.
     Assigned(AssignmentSet),
     /// The reports of this sequence number are in the store.
-    Committed { sequence: u64 },
+    Committed {
+        sequence: u64,
+    },
     /// The service has been taken out of the cluster.
     Removed,
     /// An operator asks for the inventory.
-    Ask { nonce: u64 },
+    Ask {
+        nonce: u64,
+    },
     /// Time has passed.
     Tick,
 }
@@ -31,10 +38,19 @@ pub enum ManagerAction {
     /// The service is alive: keep its lease alive.
     KeepAlive,
     /// Bring these into the store; answer `Committed`.
-    Commit { sequence: u64, reports: Vec<Report> },
-    Answer { nonce: u64, inventory: Inventory },
+    Commit {
+        sequence: u64,
+        reports: Vec<Report>,
+    },
+    Answer {
+        nonce: u64,
+        inventory: Inventory,
+    },
     /// The session is over; nothing follows. `release` ends the lease at once.
-    End { reason: Ended, release: bool },
+    End {
+        reason: Ended,
+        release: bool,
+    },
 }
 
 #[derive(Debug)]

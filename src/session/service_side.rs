@@ -10,7 +10,10 @@ pub enum ServiceEvent {
     Received(Downward),
     /// Something is newly known of these objects. Only the latest report of an object is ever sent.
     Report(Vec<Report>),
-    Inventory { nonce: u64, inventory: Inventory },
+    Inventory {
+        nonce: u64,
+        inventory: Inventory,
+    },
     /// The service stops in order.
     Leave,
     Tick,
@@ -20,12 +23,16 @@ pub enum ServiceEvent {
 pub enum ServiceAction {
     Send(Upward),
     /// The session is open; these are the managers of the cluster.
-    Opened { managers: Vec<String> },
+    Opened {
+        managers: Vec<String>,
+    },
     /// Hold exactly this from now on.
     Replace(AssignmentSet),
     Apply(Changes),
     /// Look at the devices; answer `Inventory`.
-    TakeInventory { nonce: u64 },
+    TakeInventory {
+        nonce: u64,
+    },
     /// The session is over; nothing follows.
     End(Ended),
 }

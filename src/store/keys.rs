@@ -1,5 +1,6 @@
 //! The keys, all of them. Nobody else spells one.
 
+use super::StoreError;
 use crate::model::{Kind, Name, PoolId, ServiceId, VolumeId};
 use std::fmt;
 
@@ -50,6 +51,65 @@ impl Key {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether this stands for everything under it, rather than for one key.
+    pub fn is_prefix(&self) -> bool {
+        self.0.ends_with('/')
+    }
+
+    /// Says why this cannot be the key of an entry, if it cannot.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        if self.is_prefix() { Err(self.refusal()) } else { self.check_prefix() }
+    }
+
+    /// Says why this can be neither a key nor a prefix, if it cannot.
+    pub(super) fn check_prefix(&self) -> Result<(), StoreError> {
+        if self.0.starts_with('/') { Ok(()) } else { Err(self.refusal()) }
+    }
+
+    fn refusal(&self) -> StoreError {
+        StoreError::Refused(format!("'{self}' is not a key: one starts with a slash and does not end with one"))
+    }
+
+    /// Whether a listing or a watch of `self` shows `key`: what is under a prefix, or the very same key.
+    pub fn covers(&self, key: &Key) -> bool {
+        if self.is_prefix() { key.0.starts_with(&*self.0) } else { self == key }
+    }
+}
+
+/// What a key stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Cluster,
+    Leader,
+    Service(ServiceId),
+    Session(ServiceId),
+    Pool(PoolId),
+    Volume(VolumeId),
+    Name(Kind, Name),
+    /// Not ours, or from a newer version.
+    Foreign,
+}
+
+impl Place {
+    pub fn of(key: &Key) -> Self {
+        Self::parse(key.as_str()).unwrap_or(Self::Foreign)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.strip_prefix('/')?.splitn(3, '/');
+        let (area, id, rest) = (parts.next()?, parts.next(), parts.next());
+        Some(match (area, id, rest) {
+            ("cluster", None, None) => Self::Cluster,
+            ("leader", None, None) => Self::Leader,
+            ("service", Some(id), None) => Self::Service(id.parse().ok()?),
+            ("session", Some(id), None) => Self::Session(id.parse().ok()?),
+            ("pool", Some(id), None) => Self::Pool(id.parse().ok()?),
+            ("volume", Some(id), None) => Self::Volume(id.parse().ok()?),
+            ("name", Some(kind), Some(name)) => Self::Name(kind.parse().ok()?, name.parse().ok()?),
+            _ => return None,
+        })
+    }
 }
 
 impl fmt::Display for Key {
@@ -61,5 +121,39 @@ impl fmt::Display for Key {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_covers_what_is_under_it_and_a_key_only_itself() {
+        let pools = Key::raw("/pool/");
+        assert!(pools.covers(&Key::raw("/pool/1")) && pools.covers(&Key::raw("/pool/a/b")));
+        assert!(!pools.covers(&Key::raw("/poolx")) && !pools.covers(&Key::raw("/pool")));
+        assert!(Key::leader().covers(&Key::leader()) && !Key::leader().covers(&Key::raw("/leader/1")));
+        assert!(Key::root().covers(&Key::cluster()));
+    }
+
+    #[test]
+    fn every_key_is_read_back_as_what_it_stands_for() {
+        let (service, pool, volume) = (ServiceId::generate(), PoolId::generate(), VolumeId::generate());
+        let name: Name = "db-01".parse().unwrap();
+        for (key, place) in [
+            (Key::cluster(), Place::Cluster),
+            (Key::leader(), Place::Leader),
+            (Key::service(service), Place::Service(service)),
+            (Key::session(service), Place::Session(service)),
+            (Key::pool(pool), Place::Pool(pool)),
+            (Key::volume(volume), Place::Volume(volume)),
+            (Key::name(Kind::Volume, &name), Place::Name(Kind::Volume, name.clone())),
+        ] {
+            assert_eq!(Place::of(&key), place);
+        }
+        for text in ["", "/", "cluster", "/cluster/", "/pool/x", "/name/pool", "/name/what/ever", "/volume/../x"] {
+            assert_eq!(Place::of(&Key::raw(text)), Place::Foreign, "{text}");
+        }
     }
 }

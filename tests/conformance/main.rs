@@ -1,1 +1,6 @@
+//! One suite per trait, run against every implementation, and our engines against what the world measures them by.
 
+mod nbd;
+mod store;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,352 @@
+//! The one task that owns what this host holds: it takes assignments, starts tasks, and says how things stand.
+
+use super::ledger::Ledger;
+use super::worker::{Outcome, Worker, chain};
+use crate::model::*;
+use crate::reconcile::{Progress, Task, World};
+use crate::runtime::Shutdown;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+/// What the agent is told.
+#[derive(Debug)]
+pub enum Notice {
+    /// A session is open: tell it how everything stands, and everything new.
+    Connected(mpsc::UnboundedSender<Vec<Report>>),
+    Replace(AssignmentSet),
+    Apply(Changes),
+    TakeInventory(oneshot::Sender<Inventory>),
+    /// How many pools and volumes are assigned.
+    Count(oneshot::Sender<(usize, usize)>),
+}
+
+/// Tasks at work at the same time.
+const HANDS: usize = 16;
+/// How often capacities are looked at.
+const LOOK: Duration = Duration::from_secs(10);
+/// Notices taken at once, so that many changes cost one ledger entry.
+const GULP: usize = 256;
+
+pub struct Agent {
+    ledger: Ledger,
+    worker: Arc<Worker>,
+    assigned: AssignmentSet,
+    /// The ledger holds less than `assigned` says.
+    dirty: bool,
+    world: World,
+    /// The latest reports.
+    pools: BTreeMap<PoolId, PoolReport>,
+    volumes: BTreeMap<VolumeId, VolumeReport>,
+    uplink: Option<mpsc::UnboundedSender<Vec<Report>>>,
+    hands: JoinSet<Outcome>,
+    looks: JoinSet<Vec<Report>>,
+}
+
+enum Step {
+    Told(Vec<Notice>),
+    Finished(Vec<Outcome>),
+    Looked(Vec<Report>),
+    Retry,
+    Look,
+    Stop,
+}
+
+impl Agent {
+    /// `assigned` is what the ledger holds.
+    pub fn new(ledger: Ledger, worker: Arc<Worker>, assigned: AssignmentSet) -> Self {
+        Self {
+            ledger,
+            worker,
+            assigned,
+            dirty: false,
+            world: World::default(),
+            pools: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            uplink: None,
+            hands: JoinSet::new(),
+            looks: JoinSet::new(),
+        }
+    }
+
+    /// Runs until the end is requested, and then until every task at work has finished.
+    pub async fn run(mut self, mut notices: mpsc::Receiver<Notice>, group: Shutdown) {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let fresh = self.advance().await;
+            self.tell(fresh);
+            match self.select(&mut notices, &mut looks, &group).await {
+                Step::Told(told) => {
+                    for notice in told {
+                        self.take_notice(notice);
+                    }
+                }
+                Step::Finished(outcomes) => {
+                    let now = Instant::now();
+                    let reports = outcomes.into_iter().filter_map(|outcome| self.take_outcome(outcome, now)).collect();
+                    // On disk before anybody is told, so that what was promised once is found again.
+                    self.save().await;
+                    self.tell(reports);
+                }
+                Step::Looked(reports) => self.tell(reports),
+                Step::Retry => {}
+                Step::Look => self.look(),
+                Step::Stop => break,
+            }
+        }
+        while let Some(finished) = self.hands.join_next().await {
+            if let Err(error) = finished {
+                tracing::error!(%error, "a task panicked");
+            }
+        }
+        self.looks.shutdown().await;
+    }
+
+    async fn select(
+        &mut self,
+        notices: &mut mpsc::Receiver<Notice>,
+        looks: &mut tokio::time::Interval,
+        group: &Shutdown,
+    ) -> Step {
+        let retry = self.world.next_retry();
+        let pause = async {
+            match retry {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut told = Vec::new();
+        tokio::select! {
+            count = notices.recv_many(&mut told, GULP) => if count == 0 { Step::Stop } else { Step::Told(told) },
+            Some(first) = self.hands.join_next() => Step::Finished(self.finished(first)),
+            Some(looked) = self.looks.join_next() => Step::Looked(looked.unwrap_or_else(|error| {
+                tracing::error!(%error, "a look at the pools panicked");
+                Vec::new()
+            })),
+            () = pause => Step::Retry,
+            _ = looks.tick() => Step::Look,
+            () = group.requested() => Step::Stop,
+        }
+    }
+
+    /// The first finished task and all that have finished since.
+    fn finished(&mut self, first: Result<Outcome, tokio::task::JoinError>) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        let mut next = Some(first);
+        while let Some(finished) = next {
+            match finished {
+                Ok(outcome) => outcomes.push(outcome),
+                // A panic leaves its object at work for ever, which is what keeps anybody else away from it.
+                Err(error) => tracing::error!(%error, "a task panicked; its object stays as it is"),
+            }
+            next = self.hands.try_join_next();
+        }
+        outcomes
+    }
+
+    /// Starts what is due. Returns reports on what waits for something else.
+    async fn advance(&mut self) -> Vec<Report> {
+        let tasks = self.world.plan(&self.assigned, Instant::now());
+        let destroys = |task: &Task| matches!(task, Task::RemoveVolume(_) | Task::ReleasePool(_));
+        if tasks.iter().any(destroys) && !self.save().await {
+            // A tombstone is on disk before it is acted on, or not acted on.
+            return Vec::new();
+        }
+        for task in tasks {
+            if self.hands.len() >= HANDS {
+                break;
+            }
+            self.mark_running(&task);
+            let worker = self.worker.clone();
+            self.hands.spawn_blocking(move || worker.perform(task));
+        }
+        self.report_waiting()
+    }
+
+    fn mark_running(&mut self, task: &Task) {
+        fn run<I: Ord + Copy, A: Clone + PartialEq>(table: &mut BTreeMap<I, Progress<A>>, id: I) {
+            let attempts = table.get(&id).map_or(0, Progress::attempts);
+            table.insert(id, Progress::Running { attempts });
+        }
+        match task {
+            Task::EnsurePool(pool) | Task::ReleasePool(pool) => run(&mut self.world.pools, pool.id),
+            Task::ClosePool(id) => run(&mut self.world.pools, *id),
+            Task::EnsureVolume(volume) | Task::RemoveVolume(volume) | Task::RetireVolume(volume) => {
+                run(&mut self.world.volumes, volume.id);
+            }
+        }
+    }
+
+    /// Takes over what a task came to; what is to be told of it.
+    fn take_outcome(&mut self, outcome: Outcome, now: Instant) -> Option<Report> {
+        let failed = outcome.failure().map(str::to_owned);
+        match &outcome.task {
+            Task::EnsurePool(pool) | Task::ReleasePool(pool) => {
+                let attempts = self.world.pools.get(&pool.id).map_or(0, Progress::attempts);
+                let progress = match &failed {
+                    Some(why) => {
+                        tracing::warn!(pool = %pool.name, %why, "a pool is not as it should be");
+                        Progress::failed(pool.clone(), attempts, now)
+                    }
+                    None => {
+                        if let Some(assigned) = self.assigned.pools.get_mut(&pool.id) {
+                            self.dirty |= !assigned.made;
+                            assigned.made = true;
+                        }
+                        Progress::Done(pool.clone())
+                    }
+                };
+                self.world.pools.insert(pool.id, progress);
+            }
+            Task::EnsureVolume(volume) | Task::RemoveVolume(volume) => {
+                let attempts = self.world.volumes.get(&volume.id).map_or(0, Progress::attempts);
+                let progress = match &failed {
+                    Some(why) => {
+                        tracing::warn!(volume = %volume.name, %why, "a volume is not as it should be");
+                        Progress::failed(volume.clone(), attempts, now)
+                    }
+                    None => {
+                        if let Some(assigned) = self.assigned.volumes.get_mut(&volume.id) {
+                            self.dirty |= !assigned.made;
+                            assigned.made = true;
+                        }
+                        Progress::Done(volume.clone())
+                    }
+                };
+                self.world.volumes.insert(volume.id, progress);
+            }
+            Task::ClosePool(id) => {
+                self.world.pools.remove(id);
+                self.pools.remove(id);
+            }
+            Task::RetireVolume(volume) => {
+                self.world.volumes.remove(&volume.id);
+                self.volumes.remove(&volume.id);
+            }
+        }
+        outcome.report
+    }
+
+    /// Volumes whose pool cannot be used say so.
+    fn report_waiting(&self) -> Vec<Report> {
+        let broken = |pool: &PoolId| matches!(self.world.pools.get(pool), Some(Progress::Failed { .. }));
+        let waiting = self.assigned.volumes.values().filter(|volume| broken(&volume.pool));
+        let report = |volume: &VolumeAssignment| {
+            let why = self.pools.get(&volume.pool).and_then(|report| report.failure.clone()).unwrap_or_default();
+            let failure = Some(format!("its pool cannot be used: {why}"));
+            let (id, generation) = (volume.id, volume.generation);
+            Report::Volume(VolumeReport { id, generation, volume: Observed::Unknown, failure })
+        };
+        waiting.map(report).collect()
+    }
+
+    fn take_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Connected(uplink) => {
+                let pools = self.pools.values().cloned().map(Report::Pool);
+                let all: Vec<Report> = pools.chain(self.volumes.values().cloned().map(Report::Volume)).collect();
+                // A session that ended already has no ear; the next one gets everything again.
+                self.uplink = uplink.send(all).is_ok().then_some(uplink);
+            }
+            Notice::Replace(set) => self.take_assignments(|assigned| assigned.replace(set)),
+            Notice::Apply(changes) => self.take_assignments(|assigned| assigned.apply(changes)),
+            Notice::TakeInventory(reply) => {
+                let worker = self.worker.clone();
+                self.looks.spawn_blocking(move || {
+                    if reply.send(worker.inventory()).is_err() {
+                        tracing::debug!("nobody waits for the inventory any more");
+                    }
+                    Vec::new()
+                });
+            }
+            Notice::Count(reply) => {
+                if reply.send((self.assigned.pools.len(), self.assigned.volumes.len())).is_err() {
+                    tracing::debug!("nobody waits for the count any more");
+                }
+            }
+        }
+    }
+
+    fn take_assignments(&mut self, change: impl FnOnce(&mut AssignmentSet) -> Vec<String>) {
+        for refused in change(&mut self.assigned) {
+            tracing::error!(%refused, "an assignment was refused");
+        }
+        self.dirty = true;
+    }
+
+    /// Brings the ledger up to date; false if the disk did not take it.
+    async fn save(&mut self) -> bool {
+        if !self.dirty {
+            return true;
+        }
+        let (ledger, assigned) = (self.ledger.clone(), self.assigned.clone());
+        match tokio::task::spawn_blocking(move || ledger.save(&assigned)).await {
+            Ok(Ok(())) => {
+                self.dirty = false;
+                true
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = %chain(&error), "cannot save the ledger");
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, "saving the ledger panicked");
+                false
+            }
+        }
+    }
+
+    /// Looks at the pools' capacities in the background.
+    fn look(&mut self) {
+        if !self.looks.is_empty() {
+            return;
+        }
+        let (worker, last) = (self.worker.clone(), self.pools.clone());
+        self.looks.spawn_blocking(move || {
+            let capacities = worker.capacities();
+            capacities.into_iter().filter_map(|(id, seen)| look_report(last.get(&id)?, seen)).collect()
+        });
+    }
+
+    /// Remembers reports and passes on those that say something new.
+    fn tell(&mut self, reports: Vec<Report>) {
+        let news: Vec<Report> = reports.into_iter().filter(|report| self.is_news(report)).collect();
+        if let Some(uplink) = &self.uplink
+            && !news.is_empty()
+            && uplink.send(news).is_err()
+        {
+            self.uplink = None;
+        }
+    }
+
+    fn is_news(&mut self, report: &Report) -> bool {
+        match report {
+            Report::Pool(pool) => self.pools.insert(pool.id, pool.clone()).as_ref() != Some(pool),
+            Report::Volume(volume) => self.volumes.insert(volume.id, volume.clone()).as_ref() != Some(volume),
+        }
+    }
+}
+
+/// A report on a pool that was looked at again, if that is worth a write to the store: it failed, recovered, or moved
+/// by a hundredth of its capacity.
+fn look_report(last: &PoolReport, seen: Result<PoolCapacity, crate::backend::BackendError>) -> Option<Report> {
+    let mut report = last.clone();
+    match (seen, &last.capacity) {
+        (Ok(seen), Observed::Known(known)) => {
+            let threshold = known.capacity.as_u64() / 100;
+            let moved = |a: ByteSize, b: ByteSize| a.as_u64().abs_diff(b.as_u64()) > threshold;
+            let same = !moved(seen.capacity, known.capacity) && !moved(seen.used, known.used);
+            if same && last.failure.is_none() {
+                return None;
+            }
+            report.capacity = Observed::Known(seen);
+            report.failure = None;
+        }
+        (Ok(_), Observed::Absent | Observed::Unknown) => return None,
+        (Err(error), _) => report.failure = Some(chain(&error)),
+    }
+    Some(Report::Pool(report))
+}

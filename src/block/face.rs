@@ -1,0 +1,63 @@
+//! The block service's own control socket: init and status. Everything else is asked of a manager.
+
+use super::agent::Notice;
+use super::link::LinkState;
+use super::serve::{Block, Stage};
+use crate::rpc::proto;
+use proto::block_control_server::BlockControl;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status};
+
+/// The gRPC face of a block service. Cheap to clone.
+#[derive(Clone)]
+pub struct Face(pub Arc<Block>);
+
+#[tonic::async_trait]
+impl BlockControl for Face {
+    async fn init_block(
+        &self,
+        request: Request<proto::InitBlockRequest>,
+    ) -> Result<Response<proto::InitBlockResponse>, Status> {
+        let identity = self.0.init(&request.into_inner().manager).await?;
+        let membership = identity.membership.ok_or_else(|| Status::internal("the init left no membership"))?;
+        Ok(Response::new(proto::InitBlockResponse {
+            service_id: identity.service.to_string(),
+            cluster_id: membership.cluster.to_string(),
+            cluster_name: membership.cluster_name.to_string(),
+        }))
+    }
+
+    async fn get_block_status(
+        &self,
+        _request: Request<proto::GetBlockStatusRequest>,
+    ) -> Result<Response<proto::GetBlockStatusResponse>, Status> {
+        let mut status = proto::GetBlockStatusResponse {
+            version: crate::runtime::VERSION.into(),
+            addresses: Some((&self.0.addresses).into()),
+            ..Default::default()
+        };
+        match self.0.stage() {
+            Stage::Uninitialised(note) => (status.state, status.message) = ("uninitialised".into(), note),
+            Stage::Member(active) => {
+                status.service_id = Some(active.service.to_string());
+                status.cluster_id = Some(active.cluster.to_string());
+                match active.link() {
+                    LinkState::Connected(manager) => {
+                        (status.state, status.manager) = ("connected".into(), Some(manager));
+                    }
+                    LinkState::Connecting(reason) => (status.state, status.message) = ("connecting".into(), reason),
+                    LinkState::Removed => status.state = "removed".into(),
+                }
+                let (reply, count) = oneshot::channel();
+                if active.notices.send(Notice::Count(reply)).await.is_ok()
+                    && let Ok((pools, volumes)) = count.await
+                {
+                    status.pools = u32::try_from(pools).unwrap_or(u32::MAX);
+                    status.volumes = u32::try_from(volumes).unwrap_or(u32::MAX);
+                }
+            }
+        }
+        Ok(Response::new(status))
+    }
+}

@@ -1,0 +1,91 @@
+//! `symphony ctl`: what people and scripts type.
+//!
+//! Talks to one socket or manager, waits until what was asked for is so, and says what happened. Results go to standard
+//! output, everything else to standard error. Never here: state, devices, the store.
+
+mod block;
+mod check;
+mod connect;
+mod copy;
+mod failure;
+mod manager;
+mod output;
+mod pool;
+mod service;
+mod volume;
+mod wait;
+
+pub use connect::{ConnectArgs, default_config_dir};
+pub use failure::{Failure, exit_code};
+pub use output::Format;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use connect::Session;
+use std::time::Duration;
+
+/// Everything after `symphony ctl`.
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub struct CtlArgs {
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// How results are printed
+    #[arg(short, long, global = true, value_enum, default_value_t, env = "SYMPHONY_OUTPUT")]
+    pub output: Format,
+    /// Return as soon as the request is accepted, not when it is done
+    #[arg(long, global = true, env = "SYMPHONY_NO_WAIT")]
+    pub no_wait: bool,
+    /// How long to wait for it to be done
+    #[arg(long, global = true, default_value = "60s", value_parser = humantime::parse_duration, env = "SYMPHONY_TIMEOUT")]
+    pub timeout: Duration,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+const HELP: &str = "\
+Examples:
+  symphony ctl volume create db --size 10GiB         a volume, ready when this returns
+  symphony ctl volume upload db disk.img             fill it
+  symphony ctl volume get db -o json | jq -r '.status.exports[0].uri'
+  symphony ctl --socket=.config/manager-01/control.sock manager init
+
+Exit codes: 0 done, 1 failed, 2 asked wrongly, 3 no such object, 4 not allowed by the current state,
+5 nobody answers or the store is away, 6 not done within --timeout.";
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// Initialise a manager, take services out, see how it is
+    #[command(subcommand)]
+    Manager(manager::Verb),
+    /// Make a block service join, see how it is
+    #[command(subcommand)]
+    Block(block::Verb),
+    /// The members of the cluster
+    #[command(subcommand, alias = "services")]
+    Service(service::Verb),
+    /// Capacity on block services
+    #[command(subcommand, alias = "pools")]
+    Pool(pool::Verb),
+    /// Block devices in pools
+    #[command(subcommand, alias = "volumes")]
+    Volume(volume::Verb),
+    /// Compare store, managers' view and devices
+    Check,
+}
+
+/// Runs one command to its end.
+///
+/// # Errors
+/// What to tell the user; [`exit_code`] says how to end.
+pub async fn run(args: CtlArgs) -> Result<()> {
+    let session = Session { connect: args.connect, format: args.output, wait: !args.no_wait, timeout: args.timeout };
+    match args.noun {
+        Noun::Manager(verb) => manager::run(&session, verb).await,
+        Noun::Block(verb) => block::run(&session, verb).await,
+        Noun::Service(verb) => service::run(&session, verb).await,
+        Noun::Pool(verb) => pool::run(&session, verb).await,
+        Noun::Volume(verb) => volume::run(&session, verb).await,
+        Noun::Check => check::run(&session).await,
+    }
+}

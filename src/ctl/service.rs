@@ -1,0 +1,82 @@
+//! `ctl service …`
+
+use super::connect::Session;
+use super::output::{self, fields, table};
+use crate::model::{Kind, Object, Service, Timestamp};
+use anyhow::{Result, bail};
+use clap::Subcommand;
+use std::time::{Duration, SystemTime};
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// All members: ready, down or removed, since when, and through which manager
+    #[command(visible_alias = "ls")]
+    List,
+    /// One member
+    Get {
+        /// Id, or host name where only one service has it
+        service: String,
+    },
+}
+
+/// How long ago, roughly, as people say it.
+pub fn age(since: Timestamp) -> String {
+    let age = since.age(Timestamp::from_system(SystemTime::now()));
+    let seconds = Duration::from_secs(age.as_secs());
+    let text = humantime::format_duration(seconds).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+pub fn expect(object: Object) -> Result<Service> {
+    match object {
+        Object::Service(service) => Ok(service),
+        other => bail!("the manager answered with a {} instead of a service", other.kind()),
+    }
+}
+
+fn row(service: &Service) -> Vec<String> {
+    let (meta, status) = (&service.meta, &service.status);
+    let none = || "-".to_owned();
+    vec![
+        meta.id.to_string(),
+        service.spec.service_type.to_string(),
+        status.host_name.clone(),
+        status.state.to_string(),
+        age(status.since),
+        status.manager.map_or_else(none, |id| id.to_string()),
+        status.addresses.rpc.clone().unwrap_or_else(none),
+    ]
+}
+
+pub async fn run(session: &Session, verb: Verb) -> Result<()> {
+    let mut manager = session.manager().await?;
+    match verb {
+        Verb::List => {
+            let services: Vec<Service> =
+                manager.list(Kind::Service).await?.into_iter().map(expect).collect::<Result<_>>()?;
+            let header = ["ID", "TYPE", "HOST", "STATE", "SINCE", "MANAGER", "ADDRESS"];
+            let people = |services: &[Service]| table(&header, services.iter().map(row).collect());
+            output::list(session.format, &services, |service| service.meta.id.to_string(), people)
+        }
+        Verb::Get { service } => {
+            let service = expect(manager.get(Kind::Service, &service).await?)?;
+            output::one(session.format, &service, &service.meta.id.to_string(), describe)
+        }
+    }
+}
+
+fn describe(service: &Service) -> String {
+    let status = &service.status;
+    let none = || "-".to_owned();
+    fields(&[
+        ("Id", service.meta.id.to_string()),
+        ("Type", service.spec.service_type.to_string()),
+        ("Host", status.host_name.clone()),
+        ("State", format!("{} for {}", status.state, age(status.since))),
+        ("Manager", status.manager.map_or_else(none, |id| id.to_string())),
+        ("Address", status.addresses.rpc.clone().unwrap_or_else(none)),
+        ("NBD", status.addresses.nbd.clone().unwrap_or_else(none)),
+        ("Version", status.version.clone()),
+        ("Joined", service.meta.created_at.to_string()),
+    ])
+}

@@ -1,0 +1,157 @@
+//! `ctl volume …`
+
+use super::connect::{Session, answer, object};
+use super::copy;
+use super::output::{self, fields, table};
+use super::wait::{Until, settle};
+use crate::model::{ByteSize, Kind, Object, PoolId, Volume};
+use crate::rpc::proto;
+use anyhow::{Result, bail};
+use clap::Subcommand;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a volume: placed, sized, exported, and reading as zeros
+    #[command(after_help = "Example: symphony ctl volume create db --size 10GiB --pool fast")]
+    Create {
+        name: String,
+        /// As 512MiB, 10G (powers of 1024), 10GB (powers of 1000), or bytes
+        #[arg(long, env = "SYMPHONY_VOLUME_SIZE", allow_hyphen_values = true)]
+        size: ByteSize,
+        /// Name or id [default: the ready pool with the most free space]
+        #[arg(long, env = "SYMPHONY_VOLUME_POOL")]
+        pool: Option<String>,
+    },
+    /// All volumes
+    #[command(visible_alias = "ls")]
+    List,
+    /// One volume, and how to reach it
+    Get {
+        /// Name or id
+        volume: String,
+    },
+    /// Grow a volume while it is in use; clients see it when they connect again
+    Resize {
+        /// Name or id
+        volume: String,
+        /// The new size
+        #[arg(long, env = "SYMPHONY_VOLUME_SIZE", allow_hyphen_values = true)]
+        size: ByteSize,
+    },
+    /// Destroy a volume and its data; clients are cut off
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// Name or id
+        volume: String,
+    },
+    /// Copy a file onto a volume; runs of zeros are not sent
+    #[command(after_help = "The rest of a larger volume is left as it is. Prints the SHA-256 of what was copied.")]
+    Upload {
+        /// Name or id
+        volume: String,
+        /// The file, or - for standard input
+        file: PathBuf,
+    },
+    /// Copy a volume into a file; holes stay holes
+    Download {
+        /// Name or id
+        volume: String,
+        /// The file, or - for standard output
+        file: PathBuf,
+    },
+}
+
+pub fn expect(object: Object) -> Result<Volume> {
+    match object {
+        Object::Volume(volume) => Ok(volume),
+        other => bail!("the manager answered with a {} instead of a volume", other.kind()),
+    }
+}
+
+pub async fn run(session: &Session, verb: Verb) -> Result<()> {
+    let mut manager = session.manager().await?;
+    match verb {
+        Verb::Create { name, size, pool } => {
+            let request = proto::CreateVolumeRequest { name, size: size.as_u64(), pool: pool.unwrap_or_default() };
+            let volume = object(answer(manager.client.create_volume(request).await, "manager")?)?;
+            settled(session, volume).await
+        }
+        Verb::Resize { volume, size } => {
+            let request = proto::ResizeVolumeRequest { reference: volume, size: size.as_u64() };
+            let volume = object(answer(manager.client.resize_volume(request).await, "manager")?)?;
+            settled(session, volume).await
+        }
+        Verb::List => {
+            let volumes: Vec<Volume> =
+                manager.list(Kind::Volume).await?.into_iter().map(expect).collect::<Result<_>>()?;
+            let pools = super::pool::all(&mut manager).await?;
+            let names: BTreeMap<PoolId, String> =
+                pools.into_iter().map(|pool| (pool.meta.id, pool.meta.name.to_string())).collect();
+            let header = ["NAME", "SIZE", "PHASE", "POOL", "EXPORT", "MESSAGE"];
+            let people = |volumes: &[Volume]| table(&header, volumes.iter().map(|it| row(it, &names)).collect());
+            output::list(session.format, &volumes, |volume| volume.meta.name.to_string(), people)
+        }
+        Verb::Get { volume } => {
+            let volume = expect(manager.get(Kind::Volume, &volume).await?)?;
+            output::one(session.format, &volume, volume.meta.name.as_str(), describe)
+        }
+        Verb::Remove { volume } => {
+            let request = proto::RemoveRequest { reference: volume };
+            let volume = object(answer(manager.client.remove_volume(request).await, "manager")?)?;
+            let volume = settle(session, volume, Until::Gone).await?;
+            let verb = if session.wait { "removed" } else { "removing" };
+            output::one(session.format, &volume, volume.name(), |volume| format!("{verb} volume '{}'\n", volume.name()))
+        }
+        Verb::Upload { volume, file } => {
+            let volume = expect(manager.get(Kind::Volume, &volume).await?)?;
+            copy::upload(session, volume, file).await
+        }
+        Verb::Download { volume, file } => {
+            let volume = expect(manager.get(Kind::Volume, &volume).await?)?;
+            copy::download(session, volume, file).await
+        }
+    }
+}
+
+async fn settled(session: &Session, volume: Object) -> Result<()> {
+    let volume = expect(settle(session, volume, Until::Ready).await?)?;
+    output::one(session.format, &volume, volume.meta.name.as_str(), |volume| {
+        let uris: String = volume.status.exports.iter().map(|export| format!("  {}\n", export.uri)).collect();
+        format!("volume '{}' ({}) is {}\n{uris}", volume.meta.name, volume.spec.size, volume.status.phase)
+    })
+}
+
+fn row(volume: &Volume, pools: &BTreeMap<PoolId, String>) -> Vec<String> {
+    let status = &volume.status;
+    let pool = |id: PoolId| pools.get(&id).cloned().unwrap_or_else(|| id.to_string());
+    vec![
+        volume.meta.name.to_string(),
+        volume.spec.size.to_string(),
+        status.phase.to_string(),
+        status.placement.iter().map(|replica| pool(replica.pool)).collect::<Vec<_>>().join(", "),
+        status.exports.first().map(|export| export.uri.clone()).unwrap_or_default(),
+        status.message.clone().unwrap_or_default(),
+    ]
+}
+
+fn describe(volume: &Volume) -> String {
+    let status = &volume.status;
+    let mut rows = vec![
+        ("Name", volume.meta.name.to_string()),
+        ("Id", volume.meta.id.to_string()),
+        ("Size", format!("{} ({} bytes)", volume.spec.size, volume.spec.size.as_u64())),
+        ("Phase", status.phase.to_string()),
+        ("Message", status.message.clone().unwrap_or_else(|| "-".into())),
+        ("Generation", volume.meta.generation.as_u64().to_string()),
+    ];
+    for replica in &status.placement {
+        rows.push(("Placed", format!("pool {} on service {}", replica.pool, replica.service)));
+    }
+    for export in &status.exports {
+        rows.push(("Export", export.uri.clone()));
+    }
+    rows.push(("Created", volume.meta.created_at.to_string()));
+    fields(&rows)
+}

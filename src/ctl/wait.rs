@@ -1,0 +1,122 @@
+//! Waiting until what was asked for is so, and showing that something happens.
+
+use super::connect::{Session, answer, object};
+use super::failure::Failure;
+use crate::model::{Kind, Object, Phase};
+use crate::rpc::{Fault, FaultKind, proto};
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::time::Duration;
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    Ready,
+    Gone,
+}
+
+/// A spinner on standard error, where that is a terminal.
+pub fn spinner(text: String) -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(
+        ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
+    bar.set_message(text);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// Waits until `object` is as it should be; answers with it as it was last seen. A manager that goes away meanwhile is
+/// asked again for as long as there is time.
+///
+/// # Errors
+/// If it cannot be, as far as the block service can tell, or time runs out.
+pub async fn settle(session: &Session, first: Object, until: Until) -> Result<Object> {
+    if !session.wait {
+        return Ok(first);
+    }
+    let (kind, id, name) = (first.kind(), first.id(), first.name().to_owned());
+    let doing = match until {
+        Until::Ready => format!("waiting for {kind} '{name}'"),
+        Until::Gone => format!("removing {kind} '{name}'"),
+    };
+    let bar = spinner(doing.clone());
+    let mut last = first;
+    let waited = tokio::time::timeout(session.timeout, async {
+        loop {
+            match follow(session, kind, &id, until, &mut last).await {
+                Err(error) if is_passing(&error) => {
+                    bar.set_message(format!("{doing}: {error}"));
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+                other => return other,
+            }
+        }
+    })
+    .await;
+    bar.finish_and_clear();
+    match waited {
+        Ok(outcome) => outcome.map(|()| last),
+        Err(_) => {
+            let what = format!("{kind} '{name}' is {}", last.phase().0);
+            Err(Failure::TimedOut { limit: session.timeout, what, look: format!("{kind} get {name}") }.into())
+        }
+    }
+}
+
+/// Whether a manager may be back soon.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let retryable = error.downcast_ref::<Fault>().is_some_and(|fault| fault.kind.retryable());
+    retryable || error.is::<crate::rpc::DialError>()
+}
+
+async fn follow(session: &Session, kind: Kind, id: &str, until: Until, last: &mut Object) -> Result<()> {
+    let mut manager = session.manager().await?;
+    let request = proto::GetRequest { kind: proto::Kind::from(kind).into(), reference: id.into() };
+    let mut changes = match answer(manager.client.watch(request).await, "manager") {
+        Ok(changes) => changes,
+        Err(error) if until == Until::Gone && is_missing(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    loop {
+        let message = changes.message().await.map_err(Fault::from)?;
+        let Some(message) = message else {
+            return Err(Fault::new(FaultKind::Unavailable, "the manager stopped answering").into());
+        };
+        let Some(current) = message.object else {
+            return match until {
+                Until::Gone => Ok(()),
+                Until::Ready => {
+                    Err(Fault::new(FaultKind::NotFound, format!("{kind} {id} was removed meanwhile")).into())
+                }
+            };
+        };
+        *last = object(current)?;
+        if judge(last, until)? {
+            return Ok(());
+        }
+    }
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Fault>().is_some_and(|fault| fault.kind == FaultKind::NotFound)
+}
+
+/// Whether the wait is over.
+fn judge(object: &Object, until: Until) -> Result<bool> {
+    let (kind, name) = (object.kind(), object.name());
+    let failed = |verb: &str, why: &str| {
+        let text = format!(
+            "{kind} '{name}' could not be {verb}: {why} (it is tried again; `symphony ctl {kind} get {name}` shows how it stands)"
+        );
+        Err(Failure::Unfulfilled(text).into())
+    };
+    match (object.phase(), until) {
+        ((Phase::Ready, _), Until::Ready) => Ok(true),
+        ((Phase::Failed, why), Until::Ready) => failed("made so", why.unwrap_or("no reason was given")),
+        ((Phase::Removing, Some(why)), Until::Gone) => failed("removed", why),
+        ((Phase::Removing, _), Until::Ready) => failed("made so", "it is being removed"),
+        _ => Ok(false),
+    }
+}

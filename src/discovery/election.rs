@@ -1,0 +1,115 @@
+//! One leader among the managers: whoever holds the leased key `/leader`.
+//!
+//! Leadership is only ever proved inside a transaction: a leader's writes carry [`Leadership::guard`], so that a
+//! paused process that still believes itself leader writes nothing.
+
+use super::Presence;
+use crate::model::ServiceId;
+use crate::runtime::{Backoff, Shutdown};
+use crate::store::{Commit, Compare, Event, Key, Op, Revision, SharedStore, StoreError, Txn};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_stream::StreamExt;
+
+/// A term of office, from the revision that began it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    began: Revision,
+}
+
+impl Leadership {
+    /// Holds as long as this term lasts.
+    pub fn guard(&self) -> Compare {
+        Compare::Unchanged(Key::leader(), self.began)
+    }
+}
+
+/// Stands for election until shutdown; the receiver tells whether this manager is the leader now.
+pub fn campaign(
+    store: SharedStore,
+    candidate: ServiceId,
+    ttl: Duration,
+    shutdown: &Shutdown,
+) -> watch::Receiver<Option<Leadership>> {
+    let (sender, receiver) = watch::channel(None);
+    let group = shutdown.clone();
+    shutdown.spawn(async move {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        while !group.is_requested() {
+            match term(&store, candidate, ttl, &sender, &group).await {
+                Ok(()) => backoff.reset(),
+                Err(error) => {
+                    tracing::debug!(%error, "the election is interrupted");
+                    let wait = backoff.next(fastrand::f64());
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = group.requested() => {}
+                    }
+                }
+            }
+        }
+    });
+    receiver
+}
+
+/// Waits for the office to be free, takes it, and holds it until it is lost.
+async fn term(
+    store: &SharedStore,
+    candidate: ServiceId,
+    ttl: Duration,
+    sender: &watch::Sender<Option<Leadership>>,
+    group: &Shutdown,
+) -> Result<(), StoreError> {
+    tokio::select! {
+        vacant = vacancy(store) => vacant?,
+        () = group.requested() => return Ok(()),
+    }
+    let presence = Presence::begin(store.clone(), ttl).await?;
+    let value = serde_json::to_vec(&candidate).map_err(|error| StoreError::Refused(error.to_string()))?;
+    let taken = store.commit(Txn {
+        compares: vec![Compare::Absent(Key::leader())],
+        ops: vec![Op::Put { key: Key::leader(), value, lease: Some(presence.lease()) }],
+    });
+    let began = match taken.await? {
+        Commit::Done(revision) => revision,
+        Commit::Conflict => return presence.release().await,
+    };
+    tracing::info!("this manager is the leader now");
+    sender.send_replace(Some(Leadership { began }));
+    let held = hold(&presence, ttl, group).await;
+    sender.send_replace(None);
+    presence.release().await?;
+    held
+}
+
+/// Completes once `/leader` does not exist.
+async fn vacancy(store: &SharedStore) -> Result<(), StoreError> {
+    let listing = store.list(&Key::leader()).await?;
+    if listing.entries.is_empty() {
+        return Ok(());
+    }
+    let mut watch = store.watch(&Key::leader(), listing.revision).await?;
+    while let Some(batch) = watch.next().await {
+        if batch?.events.iter().any(|event| matches!(event, Event::Delete(_))) {
+            return Ok(());
+        }
+    }
+    Err(StoreError::Unavailable("the watch on the leader ended".into()))
+}
+
+/// Renews the lease until it is lost or the end is requested. A store that is away for shorter than the lease is no loss.
+async fn hold(presence: &Presence, ttl: Duration, group: &Shutdown) -> Result<(), StoreError> {
+    let mut renewed = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(ttl / 4) => {}
+            () = group.requested() => return Ok(()),
+        }
+        match presence.renew().await {
+            Ok(()) => renewed = tokio::time::Instant::now(),
+            Err(error @ StoreError::LeaseGone(_)) => return Err(error),
+            Err(error) if renewed.elapsed() >= ttl => return Err(error),
+            Err(error) => tracing::debug!(%error, "cannot renew the leadership yet"),
+        }
+    }
+}

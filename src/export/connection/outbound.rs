@@ -1,0 +1,92 @@
+//! Replies on their way out: gathered while more requests are at hand, so that one send takes many.
+
+use crate::io::BlockIo;
+use crate::nbd::{Stream, reply, write_both};
+use std::io;
+
+/// A read up to this many bytes is laid out among the other replies; a larger one goes out of its own buffer.
+const INLINE: u32 = 64 << 10;
+
+/// Gathered replies are sent at the latest when there are so many bytes of them.
+const LARGE: usize = 256 << 10;
+
+/// A buffer for reads larger than this is given back after use, in bytes.
+const KEPT: usize = 1 << 20;
+
+pub(super) struct Outbound<'a> {
+    stream: &'a Stream,
+    gathered: Vec<u8>,
+    bulk: Vec<u8>,
+}
+
+impl<'a> Outbound<'a> {
+    pub(super) fn new(stream: &'a Stream) -> Self {
+        Self { stream, gathered: Vec::new(), bulk: Vec::new() }
+    }
+
+    /// Where replies without data of their own are written.
+    pub(super) fn headers(&mut self) -> &mut Vec<u8> {
+        &mut self.gathered
+    }
+
+    /// Reads from the medium into a reply. The outer error is the stream's, the inner one the medium's; with the
+    /// latter nothing has been added.
+    pub(super) fn read(
+        &mut self,
+        io: &dyn BlockIo,
+        structured: bool,
+        cookie: u64,
+        offset: u64,
+        length: u32,
+    ) -> io::Result<io::Result<()>> {
+        if length > INLINE {
+            return self.read_bulk(io, structured, cookie, offset, length);
+        }
+        let before = self.gathered.len();
+        reply::data(structured, cookie, offset, length, &mut self.gathered);
+        let start = self.gathered.len();
+        self.gathered.resize(start + length as usize, 0);
+        let outcome = io.read(self.gathered.get_mut(start..).unwrap_or_default(), offset);
+        if outcome.is_err() {
+            self.gathered.truncate(before);
+        }
+        Ok(outcome)
+    }
+
+    fn read_bulk(
+        &mut self,
+        io: &dyn BlockIo,
+        structured: bool,
+        cookie: u64,
+        offset: u64,
+        length: u32,
+    ) -> io::Result<io::Result<()>> {
+        let length_here = length as usize;
+        if self.bulk.len() < length_here {
+            // Fresh memory comes zeroed from the system; growing would clear and copy.
+            self.bulk = Vec::new();
+            self.bulk = vec![0; length_here];
+        }
+        let data = self.bulk.get_mut(..length_here).unwrap_or_default();
+        if let Err(error) = io.read(data, offset) {
+            return Ok(Err(error));
+        }
+        reply::data(structured, cookie, offset, length, &mut self.gathered);
+        write_both(&mut self.stream, &self.gathered, data)?;
+        self.gathered.clear();
+        if self.bulk.len() > KEPT {
+            self.bulk = Vec::new();
+        }
+        Ok(Ok(()))
+    }
+
+    pub(super) fn send_if_large(&mut self) -> io::Result<()> {
+        if self.gathered.len() >= LARGE { self.send() } else { Ok(()) }
+    }
+
+    pub(super) fn send(&mut self) -> io::Result<()> {
+        write_both(&mut self.stream, &self.gathered, &[])?;
+        self.gathered.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! Facts about file systems.
+
+use super::directory::{Directory, FileError};
+use crate::model::ByteSize;
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::{Whence, lseek};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// The room on a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub total: ByteSize,
+    /// What an unprivileged writer can still fill.
+    pub available: ByteSize,
+}
+
+/// The room on the file system that holds `path`.
+pub fn capacity(path: &Path) -> Result<Space, FileError> {
+    capacity_of(&Directory::open(path)?)
+}
+
+/// The room on the file system that holds the directory.
+pub fn capacity_of(directory: &Directory) -> Result<Space, FileError> {
+    let stat = fstatvfs(directory)
+        .map_err(|error| FileError::new("ask for the room on the file system of", directory.path(), error))?;
+    let bytes = |blocks: u64| ByteSize::bytes(blocks.saturating_mul(stat.fragment_size()));
+    Ok(Space { total: bytes(stat.blocks()), available: bytes(stat.blocks_available()) })
+}
+
+/// Whether any byte of the file at or after `offset` may be something but a hole. A file system that cannot tell holes
+/// from data answers yes for every byte that exists.
+pub fn holds_data(file: &File, offset: u64) -> io::Result<bool> {
+    let offset = i64::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    match lseek(file, offset, Whence::SeekData) {
+        Ok(_) => Ok(true),
+        // Nothing but a hole up to the end, or the end itself.
+        Err(nix::errno::Errno::ENXIO) => Ok(false),
+        Err(nix::errno::Errno::EINVAL) => Ok(file.metadata()?.len() > offset.unsigned_abs()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_file_system_has_room_and_no_more_is_free_than_there_is() {
+        let space = capacity(Path::new("/")).unwrap();
+        assert!(space.total > ByteSize::ZERO && space.available <= space.total);
+        assert!(capacity(Path::new("/no/such/place")).is_err());
+    }
+
+    #[test]
+    fn holes_are_told_from_data() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(!holds_data(&file, 0).unwrap());
+        file.set_len(1 << 30).unwrap();
+        assert!(!holds_data(&file, 0).unwrap());
+        file.write_all_at(b"x", 1 << 29).unwrap();
+        assert!(holds_data(&file, 0).unwrap());
+        assert!(!holds_data(&file, (1 << 29) + (64 << 10)).unwrap());
+    }
+}

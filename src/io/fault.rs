@@ -1,0 +1,235 @@
+//! A layer that makes chosen operations fail or wait, over any other [`BlockIo`]: for tests of what stands above it.
+//!
+//! It decides before the layer below is asked: an operation that fails here has changed nothing.
+
+use super::{BlockIo, Extent};
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// The verbs of [`BlockIo`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Read,
+    Write,
+    Flush,
+    Trim,
+    Zero,
+    Extents,
+}
+
+/// One operation that reached the layer, faulty or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Performed {
+    pub operation: Operation,
+    pub offset: u64,
+    pub length: u64,
+    pub fua: bool,
+}
+
+/// What happens to an operation that a [`Fault`] matches.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// It fails with this `errno`.
+    Fail(i32),
+    /// It waits until the gate is opened, then goes on.
+    Hold(Arc<Gate>),
+}
+
+/// One line of the script.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// Absent: any operation.
+    pub operation: Option<Operation>,
+    /// Which bytes must be touched; absent: any, and operations without a range.
+    pub range: Option<Range<u64>>,
+    /// So many matching operations pass first.
+    pub skip: u64,
+    /// So many matching operations are hit then.
+    pub hits: u64,
+    pub effect: Effect,
+}
+
+impl Fault {
+    /// Every such operation fails with `errno`.
+    pub fn every(operation: Operation, errno: i32) -> Self {
+        Self { operation: Some(operation), range: None, skip: 0, hits: u64::MAX, effect: Effect::Fail(errno) }
+    }
+
+    /// The next such operation waits at the gate.
+    pub fn hold(operation: Operation, gate: &Arc<Gate>) -> Self {
+        let effect = Effect::Hold(Arc::clone(gate));
+        Self { operation: Some(operation), range: None, skip: 0, hits: 1, effect }
+    }
+
+    fn matches(&self, performed: &Performed) -> bool {
+        let touched = |range: &Range<u64>| {
+            performed.offset < range.end && range.start < performed.offset.saturating_add(performed.length)
+        };
+        self.operation.is_none_or(|operation| operation == performed.operation)
+            && self.range.as_ref().is_none_or(touched)
+    }
+}
+
+/// Holds operations until it is opened, and tells who waits for them that they have come.
+#[derive(Debug, Default)]
+pub struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    waiting: usize,
+    open: bool,
+}
+
+impl Gate {
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Lets everything pass from now on.
+    pub fn open(&self) {
+        self.lock().open = true;
+        self.changed.notify_all();
+    }
+
+    /// Returns when `count` operations have come to the gate.
+    pub fn wait_for(&self, count: usize) {
+        let mut state = self.lock();
+        while state.waiting < count {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn pass(&self) {
+        let mut state = self.lock();
+        state.waiting += 1;
+        self.changed.notify_all();
+        while !state.open {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See the module.
+pub struct FaultIo {
+    below: Arc<dyn BlockIo>,
+    plan: Mutex<Plan>,
+}
+
+#[derive(Default)]
+struct Plan {
+    script: Vec<Fault>,
+    dice: Option<Dice>,
+    log: Vec<Performed>,
+}
+
+struct Dice {
+    random: fastrand::Rng,
+    per_mille: u16,
+    errno: i32,
+}
+
+impl FaultIo {
+    /// A layer that does nothing until it is told to.
+    pub fn new(below: Arc<dyn BlockIo>) -> Self {
+        Self { below, plan: Mutex::default() }
+    }
+
+    /// A layer that fails `per_mille` of a thousand operations with `errno`; the seed decides which.
+    pub fn seeded(below: Arc<dyn BlockIo>, seed: u64, per_mille: u16, errno: i32) -> Self {
+        let dice = Some(Dice { random: fastrand::Rng::with_seed(seed), per_mille, errno });
+        Self { below, plan: Mutex::new(Plan { dice, ..Plan::default() }) }
+    }
+
+    /// Adds a line to the script. The first line that matches an operation has its effect.
+    pub fn inject(&self, fault: Fault) {
+        self.plan().script.push(fault);
+    }
+
+    /// Forgets the script and the dice.
+    pub fn heal(&self) {
+        let mut plan = self.plan();
+        plan.script.clear();
+        plan.dice = None;
+    }
+
+    /// Every operation so far, in order of arrival.
+    pub fn performed(&self) -> Vec<Performed> {
+        self.plan().log.clone()
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn meet(&self, operation: Operation, offset: u64, length: u64, fua: bool) -> io::Result<()> {
+        let performed = Performed { operation, offset, length, fua };
+        match self.plan().decide(performed) {
+            None => Ok(()),
+            Some(Effect::Fail(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Effect::Hold(gate)) => {
+                gate.pass();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Plan {
+    fn decide(&mut self, performed: Performed) -> Option<Effect> {
+        self.log.push(performed);
+        for fault in self.script.iter_mut().filter(|fault| fault.matches(&performed)) {
+            if fault.skip > 0 {
+                fault.skip -= 1;
+            } else if fault.hits > 0 {
+                fault.hits -= 1;
+                return Some(fault.effect.clone());
+            }
+        }
+        let dice = self.dice.as_mut()?;
+        (dice.random.u16(0..1000) < dice.per_mille).then_some(Effect::Fail(dice.errno))
+    }
+}
+
+impl BlockIo for FaultIo {
+    fn size(&self) -> u64 {
+        self.below.size()
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.meet(Operation::Read, offset, buffer.len() as u64, false)?;
+        self.below.read(buffer, offset)
+    }
+
+    fn write(&self, buffer: &[u8], offset: u64, fua: bool) -> io::Result<()> {
+        self.meet(Operation::Write, offset, buffer.len() as u64, fua)?;
+        self.below.write(buffer, offset, fua)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.meet(Operation::Flush, 0, 0, false)?;
+        self.below.flush()
+    }
+
+    fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.meet(Operation::Trim, offset, length, false)?;
+        self.below.trim(offset, length)
+    }
+
+    fn zero(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
+        self.meet(Operation::Zero, offset, length, false)?;
+        self.below.zero(offset, length, may_punch)
+    }
+
+    fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
+        self.meet(Operation::Extents, offset, length, false)?;
+        self.below.extents(offset, length, limit)
+    }
+}

@@ -1,0 +1,231 @@
+//! [`BlockIo`] over a regular file or a block device, through the page cache.
+//!
+//! Limitations: on a block device space is given back only where the kernel can promise zeros afterwards
+//! (`FALLOC_FL_PUNCH_HOLE`); devices that discard without that promise, such as thin LVM volumes, keep their blocks.
+
+use super::sync::SyncOnce;
+use super::{BlockIo, Extent, check_range, push_extent};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Zeros for media that cannot zero by themselves, in bytes.
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+
+/// Block devices zero and discard whole logical blocks only; none in use has larger ones.
+const DEVICE_BLOCK: u64 = 4096;
+
+/// A file or block device. All connections to a volume share one, so that a flush by any covers the writes of all.
+#[derive(Debug)]
+pub struct FileIo {
+    file: File,
+    size: AtomicU64,
+    device: bool,
+    syncs: SyncOnce,
+    /// Held while the file grows: of two that set its length, the one that comes last could make it smaller.
+    growing: Mutex<()>,
+}
+
+impl FileIo {
+    /// Takes over a file opened for reading, and for writing if it is to be written.
+    ///
+    /// # Errors
+    /// What the system said about the file's size; `InvalidInput` if it is neither a file nor a block device.
+    pub fn new(file: File) -> io::Result<Self> {
+        let kind = file.metadata()?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
+        }
+        let device = kind.is_block_device();
+        let size = AtomicU64::new(observe_size(&file)?);
+        Ok(Self { file, size, device, syncs: SyncOnce::default(), growing: Mutex::default() })
+    }
+
+    /// Makes the file at least `size` bytes long, durably; every open handle sees it. Never shrinks, as long as nobody
+    /// else changes the file's length.
+    ///
+    /// # Errors
+    /// What the system said; `InvalidInput` for a block device that is smaller, since it must be grown elsewhere.
+    pub fn grow(&self, size: u64) -> io::Result<()> {
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.device && observe_size(&self.file)? < size {
+            self.file.set_len(size)?;
+            // The new size is promised to clients, so it must outlive a power cut like any write.
+            self.flush()?;
+        }
+        let seen = self.refresh_size()?;
+        if seen < size {
+            let text = format!("the device has {seen} bytes, {size} were asked for");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Ok(())
+    }
+
+    /// Looks at the size again, for media that are grown from elsewhere; answers what clients may use now, in bytes.
+    /// A medium that has become smaller is not followed: reads beyond its end fail.
+    pub fn refresh_size(&self) -> io::Result<u64> {
+        let seen = observe_size(&self.file)?;
+        Ok(self.size.fetch_max(seen, Ordering::SeqCst).max(seen))
+    }
+
+    fn check(&self, offset: u64, length: u64) -> io::Result<()> {
+        check_range(self.size(), offset, length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.syncs.sync(|| {
+            loop {
+                match self.file.sync_data() {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    outcome => return outcome,
+                }
+            }
+        })
+    }
+
+    /// Says whether the file system or device could do it; `Ok(false)` is for the caller to do otherwise.
+    fn try_fallocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> io::Result<bool> {
+        let (Ok(start), Ok(count)) = (i64::try_from(offset), i64::try_from(length)) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        loop {
+            match fallocate(&self.file, flags | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, count) {
+                Ok(()) => return Ok(true),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(false),
+                // Devices with other blocks than expected say so this way.
+                Err(Errno::EINVAL | Errno::ENODEV) if self.device => return Ok(false),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn write_zeros(&self, mut offset: u64, mut length: u64) -> io::Result<()> {
+        while length > 0 {
+            let count = length.min(ZEROS.len() as u64);
+            self.file.write_all_at(&ZEROS[..count as usize], offset)?;
+            offset += count;
+            length -= count;
+        }
+        Ok(())
+    }
+
+    /// The part of a range that the medium can zero or discard by itself: (start, end), empty if start equals end.
+    fn whole_blocks(&self, offset: u64, length: u64) -> (u64, u64) {
+        let end = offset + length;
+        if !self.device {
+            return (offset, end);
+        }
+        let first = offset.next_multiple_of(DEVICE_BLOCK).min(end);
+        // The last block of a device may be a short one.
+        let last = if end == self.size() { end } else { end - end % DEVICE_BLOCK };
+        (first, last.max(first))
+    }
+
+    /// Where the next data and the next hole after it begin, from `offset`; `None` is a hole up to the end.
+    fn next_data(&self, offset: i64) -> io::Result<Option<(u64, u64)>> {
+        let data = match lseek(&self.file, offset, Whence::SeekData) {
+            Ok(data) => data,
+            Err(Errno::ENXIO) => return Ok(None),
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((offset as u64, u64::MAX))),
+            Err(errno) => return Err(errno.into()),
+        };
+        let hole = match lseek(&self.file, data, Whence::SeekHole) {
+            Ok(hole) => hole,
+            // The data was punched out in between.
+            Err(Errno::ENXIO) => data,
+            Err(errno) => return Err(errno.into()),
+        };
+        let start = u64::try_from(data).map_err(|_| io::ErrorKind::InvalidData)?;
+        let end = u64::try_from(hole).map_err(|_| io::ErrorKind::InvalidData)?;
+        // Whoever changes the range meanwhile must not keep us here for ever: call the rest data.
+        Ok(Some((start, if end > start { end } else { u64::MAX })))
+    }
+}
+
+impl BlockIo for FileIo {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::SeqCst)
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.check(offset, buffer.len() as u64)?;
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn write(&self, buffer: &[u8], offset: u64, fua: bool) -> io::Result<()> {
+        self.check(offset, buffer.len() as u64)?;
+        self.file.write_all_at(buffer, offset)?;
+        if fua { self.sync() } else { Ok(()) }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.check(offset, length)?;
+        let (start, end) = self.whole_blocks(offset, length);
+        if start < end {
+            self.try_fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, start, end - start)?;
+        }
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
+        self.check(offset, length)?;
+        let (start, end) = self.whole_blocks(offset, length);
+        self.write_zeros(offset, start - offset)?;
+        self.write_zeros(end, offset + length - end)?;
+        if start == end {
+            return Ok(());
+        }
+        let length = end - start;
+        if may_punch && self.try_fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, start, length)? {
+            return Ok(());
+        }
+        if self.try_fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length)? {
+            return Ok(());
+        }
+        self.write_zeros(start, length)
+    }
+
+    fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
+        self.check(offset, length)?;
+        let end = offset + length;
+        let mut extents = Vec::new();
+        let mut position = offset;
+        while position < end {
+            let from = i64::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
+            let (data, hole) = self.next_data(from)?.unwrap_or((end, end));
+            let data = data.clamp(position, end);
+            let hole = hole.clamp(data, end);
+            for (start, stop, is_hole) in [(position, data, true), (data, hole, false)] {
+                if start < stop {
+                    push_extent(&mut extents, Extent { offset: start, length: stop - start, hole: is_hole });
+                }
+            }
+            position = hole;
+            if extents.len() > limit.max(1) {
+                break;
+            }
+        }
+        extents.truncate(limit.max(1));
+        Ok(extents)
+    }
+}
+
+fn observe_size(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if metadata.is_file() {
+        return Ok(metadata.len());
+    }
+    // A block device's metadata has no length. Nobody uses the position that this moves.
+    let mut file = file;
+    file.seek(SeekFrom::End(0))
+}

@@ -1,0 +1,186 @@
+//! The consistency check: store, view and devices must tell the same story.
+
+use super::member::Member;
+use super::view::{Stored, View};
+use crate::model::*;
+use crate::store::{Key, Revision, StoreError};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What a check found. Faults are wrong; remarks are worth knowing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    pub faults: Vec<String>,
+    pub remarks: Vec<String>,
+    pub objects: usize,
+    pub services_asked: usize,
+}
+
+/// How long a service may take to look at its devices.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// # Errors
+/// If the store cannot be read.
+pub async fn check(member: &Member) -> Result<Findings, StoreError> {
+    let listing = member.store.list(&Key::root()).await?;
+    let revision = listing.revision;
+    let stored = View::load(listing);
+    member.view.reached(revision).await;
+    let mut findings = Findings::default();
+    compare_views(&stored, &member.view.read(), revision, &mut findings.faults);
+    check_state(&stored, &mut findings);
+    let blocks: Vec<Service> = stored
+        .services
+        .values()
+        .filter(|service| service.value.spec.service_type == ServiceType::Block && !service.value.meta.is_removed())
+        .map(|service| (*service.value).clone())
+        .collect();
+    for service in blocks {
+        let id = service.meta.id;
+        match member.sessions.inventory(id, PATIENCE).await {
+            Some(inventory) => {
+                findings.services_asked += 1;
+                check_devices(&stored, &member.view.read(), id, &inventory, &mut findings);
+            }
+            None => findings.remarks.push(format!(
+                "block service {id} on '{}' is {} and could not be asked through this manager",
+                service.status.host_name, service.status.state
+            )),
+        }
+    }
+    Ok(findings)
+}
+
+/// The live view against a fresh reading of the store; what was written after the reading is left out.
+fn compare_views(stored: &View, live: &View, revision: Revision, faults: &mut Vec<String>) {
+    fn tables<T: Stored + PartialEq>(stored: &View, live: &View, revision: Revision, faults: &mut Vec<String>) {
+        for (id, held) in T::table(stored) {
+            match T::table(live).get(id) {
+                Some(seen) if seen.revision > revision || seen.value == held.value => {}
+                Some(_) => faults.push(format!("the view shows an old {}", T::key(*id))),
+                None if live.revision > revision => {}
+                None => faults.push(format!("the view lacks {}", T::key(*id))),
+            }
+        }
+        for (id, seen) in T::table(live) {
+            if seen.revision <= revision && !T::table(stored).contains_key(id) {
+                faults.push(format!("the view shows {}, which the store does not hold", T::key(*id)));
+            }
+        }
+    }
+    tables::<Service>(stored, live, revision, faults);
+    tables::<Session>(stored, live, revision, faults);
+    tables::<Pool>(stored, live, revision, faults);
+    tables::<Volume>(stored, live, revision, faults);
+}
+
+/// Rules that hold within any one revision of the store.
+fn check_state(view: &View, findings: &mut Findings) {
+    let faults = &mut findings.faults;
+    findings.objects = view.services.len() + view.pools.len() + view.volumes.len();
+    faults.extend(view.unreadable.iter().map(|(key, reason)| format!("{key} cannot be read: {reason}")));
+    let mut expected = BTreeMap::new();
+    let mut promised: BTreeMap<PoolId, ByteSize> = BTreeMap::new();
+    for volume in view.volumes.values().map(|volume| &*volume.value) {
+        let name = &volume.meta.name;
+        expected.insert((Kind::Volume, name.clone()), volume.meta.id.to_string());
+        if volume.status.placement.is_empty() {
+            faults.push(format!("volume '{name}' is placed nowhere"));
+        }
+        for replica in &volume.status.placement {
+            let total = promised.entry(replica.pool).or_default();
+            *total = total.saturating_add(volume.spec.size);
+            match view.get::<Pool>(replica.pool) {
+                None => {
+                    faults.push(format!("volume '{name}' is placed in pool {}, which does not exist", replica.pool))
+                }
+                Some(pool) if pool.spec.service != replica.service => {
+                    faults.push(format!("volume '{name}' and its pool '{}' name different services", pool.meta.name));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    for pool in view.pools.values().map(|pool| &*pool.value) {
+        let name = &pool.meta.name;
+        expected.insert((Kind::Pool, name.clone()), pool.meta.id.to_string());
+        let (sum, reserved) = (promised.get(&pool.meta.id).copied().unwrap_or_default(), pool.status.reserved);
+        if sum != reserved {
+            faults.push(format!(
+                "pool '{name}' has {} bytes reserved, its volumes add up to {}",
+                reserved.as_u64(),
+                sum.as_u64()
+            ));
+        }
+        match view.get::<Service>(pool.spec.service) {
+            Some(service) if !service.meta.is_removed() => {}
+            _ => faults.push(format!("pool '{name}' is on service {}, which is no member", pool.spec.service)),
+        }
+    }
+    for ((kind, name), id) in &expected {
+        match view.names.get(&(*kind, name.clone())) {
+            Some(held) if *held.value == *id => {}
+            _ => faults.push(format!("{kind} '{name}' does not own its name")),
+        }
+    }
+    for (kind, name) in view.names.keys().filter(|slot| !expected.contains_key(*slot)) {
+        faults.push(format!("the name '{name}' is taken by a {kind} that does not exist"));
+    }
+    for session in view.sessions.values() {
+        match view.get::<Service>(session.value.service) {
+            Some(service) if !service.meta.is_removed() => {}
+            _ => faults.push(format!("session {} belongs to a service that is no member", session.value.id)),
+        }
+    }
+}
+
+/// What a service finds on its devices against what the state says of it. Objects that are changing are left out.
+fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Inventory, findings: &mut Findings) {
+    for pool in &found.pools {
+        if let Some(failure) = &pool.failure {
+            findings.faults.push(format!("pool {} on service {service}: {failure}", pool.id));
+        }
+    }
+    let on_disk: BTreeMap<VolumeId, &InventoryVolume> =
+        found.volumes.iter().map(|volume| (volume.id, volume)).collect();
+    for volume in stored.volumes_of(service) {
+        let settled = live.get::<Volume>(volume.meta.id) == Some(volume) && volume.status.phase == Phase::Ready;
+        if !settled {
+            continue;
+        }
+        let name = &volume.meta.name;
+        match on_disk.get(&volume.meta.id) {
+            None => findings.faults.push(format!("volume '{name}' is ready, but service {service} does not have it")),
+            Some(disk) => {
+                if Some(disk.size) != volume.status.size || disk.size != volume.spec.size {
+                    findings.faults.push(format!(
+                        "volume '{name}' should be {} bytes and is {} on service {service}",
+                        volume.spec.size.as_u64(),
+                        disk.size.as_u64()
+                    ));
+                }
+                if disk.generation != volume.meta.generation {
+                    findings.faults.push(format!(
+                        "volume '{name}' is at generation {}, its disk at {}",
+                        volume.meta.generation.as_u64(),
+                        disk.generation.as_u64()
+                    ));
+                }
+                if !disk.exported {
+                    findings.faults.push(format!("volume '{name}' is ready, but not exported"));
+                }
+            }
+        }
+    }
+    for disk in &found.volumes {
+        if let Some(damage) = &disk.damage {
+            findings.faults.push(format!("volume {} on service {service} is damaged: {damage}", disk.id));
+        }
+        if live.get::<Volume>(disk.id).is_none() && stored.get::<Volume>(disk.id).is_none() {
+            findings.remarks.push(format!(
+                "orphan: volume {} ('{}', {}) is on the disks of service {service} and in no cluster state",
+                disk.id, disk.name, disk.size
+            ));
+        }
+    }
+}

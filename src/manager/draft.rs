@@ -1,0 +1,213 @@
+//! A transaction in the making: the view with planned changes laid over it.
+//!
+//! Planners read and write a [`Draft`] as if it were the state; what they touched becomes the transaction's
+//! comparisons, so that a plan made on an old view commits nothing. Several plans may share one draft and so one
+//! transaction; a plan that fails is undone by [`Draft::undo_to`].
+
+use super::refusal::Refusal;
+use super::view::{Stored, View};
+use crate::model::{Kind, Name, Pool, Service, Session, Timestamp, Volume};
+use crate::store::{Compare, Key, LeaseId, Op, Txn};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Planned values; none stands for a planned deletion.
+type Planned<T> = BTreeMap<<T as Stored>::Id, Option<Arc<T>>>;
+
+#[derive(Clone, Default)]
+struct Overlay {
+    services: Planned<Service>,
+    sessions: Planned<Session>,
+    pools: Planned<Pool>,
+    volumes: Planned<Volume>,
+    names: BTreeMap<(Kind, Name), Option<String>>,
+    leases: BTreeMap<Key, LeaseId>,
+    compares: BTreeMap<Key, Compare>,
+}
+
+pub struct Draft<'v> {
+    view: &'v View,
+    overlay: Overlay,
+    pub now: Timestamp,
+}
+
+/// A point to which a draft can go back.
+pub struct Savepoint(Overlay);
+
+/// What a draft can change.
+pub trait Drafted: Stored {
+    #[doc(hidden)]
+    fn planned<'d>(draft: &'d mut Draft<'_>) -> &'d mut Planned<Self>;
+    #[doc(hidden)]
+    fn planned_ref<'d>(draft: &'d Draft<'_>) -> &'d Planned<Self>;
+}
+
+macro_rules! drafted {
+    ($($type:ident: $field:ident),*) => {$(
+        impl Drafted for $type {
+            fn planned<'d>(draft: &'d mut Draft<'_>) -> &'d mut Planned<Self> {
+                &mut draft.overlay.$field
+            }
+            fn planned_ref<'d>(draft: &'d Draft<'_>) -> &'d Planned<Self> {
+                &draft.overlay.$field
+            }
+        }
+    )*};
+}
+drafted!(Service: services, Session: sessions, Pool: pools, Volume: volumes);
+
+impl<'v> Draft<'v> {
+    pub fn new(view: &'v View, now: Timestamp) -> Self {
+        Self { view, overlay: Overlay::default(), now }
+    }
+
+    pub fn view(&self) -> &'v View {
+        self.view
+    }
+
+    pub fn savepoint(&self) -> Savepoint {
+        Savepoint(self.overlay.clone())
+    }
+
+    pub fn undo_to(&mut self, savepoint: Savepoint) {
+        self.overlay = savepoint.0;
+    }
+
+    pub fn get<T: Drafted>(&self, id: T::Id) -> Option<&T> {
+        match T::planned_ref(self).get(&id) {
+            Some(planned) => planned.as_deref(),
+            None => self.view.get::<T>(id),
+        }
+    }
+
+    /// All objects of a kind as planned.
+    pub fn all<T: Drafted>(&self) -> impl Iterator<Item = &T> {
+        let planned = T::planned_ref(self);
+        let old = T::table(self.view).iter().filter(|(id, _)| !planned.contains_key(id)).map(|(_, old)| &*old.value);
+        old.chain(planned.values().flatten().map(|planned| &**planned))
+    }
+
+    /// Makes the transaction fail if this object is changed by somebody else meanwhile.
+    pub fn guard<T: Drafted>(&mut self, id: T::Id) {
+        let key = T::key(id);
+        let compare = match T::table(self.view).get(&id) {
+            Some(held) => Compare::Unchanged(key.clone(), held.revision),
+            None => Compare::Absent(key.clone()),
+        };
+        self.overlay.compares.insert(key, compare);
+    }
+
+    pub fn require(&mut self, compare: Compare) {
+        let (Compare::Absent(key) | Compare::Present(key) | Compare::Unchanged(key, _)) = &compare;
+        self.overlay.compares.insert(key.clone(), compare);
+    }
+
+    pub fn put<T: Drafted>(&mut self, value: T) {
+        self.guard::<T>(value.id());
+        T::planned(self).insert(value.id(), Some(Arc::new(value)));
+    }
+
+    /// Writes whatever was there before, attached to a lease: for what only its writer may own.
+    pub fn overwrite_leased<T: Drafted>(&mut self, value: T, lease: LeaseId) {
+        self.overlay.leases.insert(T::key(value.id()), lease);
+        T::planned(self).insert(value.id(), Some(Arc::new(value)));
+    }
+
+    pub fn delete<T: Drafted>(&mut self, id: T::Id) {
+        self.guard::<T>(id);
+        T::planned(self).insert(id, None);
+    }
+
+    pub fn named(&self, kind: Kind, name: &Name) -> Option<&str> {
+        let slot = (kind, name.clone());
+        match self.overlay.names.get(&slot) {
+            Some(planned) => planned.as_deref(),
+            None => self.view.names.get(&slot).map(|held| held.value.as_str()),
+        }
+    }
+
+    /// Takes a name for an object.
+    ///
+    /// # Errors
+    /// If another object has it.
+    pub fn claim(&mut self, kind: Kind, name: &Name, id: impl std::fmt::Display) -> Result<(), Refusal> {
+        if self.named(kind, name).is_some() {
+            return Err(Refusal::NameTaken { kind, name: name.clone() });
+        }
+        self.set_name(kind, name, Some(id.to_string()));
+        Ok(())
+    }
+
+    pub fn release(&mut self, kind: Kind, name: &Name) {
+        self.set_name(kind, name, None);
+    }
+
+    fn set_name(&mut self, kind: Kind, name: &Name, id: Option<String>) {
+        let slot = (kind, name.clone());
+        let key = Key::name(kind, name);
+        let compare = match self.view.names.get(&slot) {
+            Some(held) => Compare::Unchanged(key.clone(), held.revision),
+            None => Compare::Absent(key.clone()),
+        };
+        self.overlay.compares.insert(key, compare);
+        self.overlay.names.insert(slot, id);
+    }
+
+    /// How large the transaction is: the larger of its two parts, to be kept under the store's limit.
+    pub fn weight(&self) -> usize {
+        let overlay = &self.overlay;
+        let ops = overlay.services.len()
+            + overlay.sessions.len()
+            + overlay.pools.len()
+            + overlay.volumes.len()
+            + overlay.names.len();
+        ops.max(overlay.compares.len())
+    }
+
+    /// The transaction; none if nothing is to be written.
+    ///
+    /// # Errors
+    /// If a value cannot be written as JSON.
+    pub fn finish(self) -> Result<Option<Txn>, serde_json::Error> {
+        let Overlay { services, sessions, pools, volumes, names, leases, compares } = self.overlay;
+        let mut ops = Vec::new();
+        extend(&mut ops, services, self.view, &leases)?;
+        extend(&mut ops, sessions, self.view, &leases)?;
+        extend(&mut ops, pools, self.view, &leases)?;
+        extend(&mut ops, volumes, self.view, &leases)?;
+        for ((kind, name), id) in names {
+            let held = self.view.names.contains_key(&(kind, name.clone()));
+            let key = Key::name(kind, &name);
+            match id {
+                Some(id) => ops.push(Op::Put { key, value: serde_json::to_vec(&id)?, lease: None }),
+                None if held => ops.push(Op::Delete { key }),
+                None => {}
+            }
+        }
+        if ops.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Txn { compares: compares.into_values().collect(), ops }))
+    }
+}
+
+fn extend<T: Stored>(
+    ops: &mut Vec<Op>,
+    planned: Planned<T>,
+    view: &View,
+    leases: &BTreeMap<Key, LeaseId>,
+) -> Result<(), serde_json::Error> {
+    for (id, value) in planned {
+        let key = T::key(id);
+        match value {
+            Some(value) => {
+                let lease = leases.get(&key).copied();
+                ops.push(Op::Put { key, value: serde_json::to_vec(&*value)?, lease });
+            }
+            None if T::table(view).contains_key(&id) => ops.push(Op::Delete { key }),
+            // Made and unmade within one draft.
+            None => {}
+        }
+    }
+    Ok(())
+}

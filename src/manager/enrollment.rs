@@ -1,0 +1,62 @@
+//! How block services become members.
+
+use super::member::Member;
+use super::plan;
+use super::refusal::Refusal;
+use crate::model::{Meta, Name, Service, ServiceId, ServiceSpec, ServiceState, ServiceStatus, ServiceType, Timestamp};
+use crate::rpc::{Malformed, proto};
+use std::collections::BTreeMap;
+
+/// The record of a service that joins at `now`.
+pub fn new_service(
+    id: ServiceId,
+    service_type: ServiceType,
+    host_name: String,
+    version: String,
+    now: Timestamp,
+) -> Service {
+    Service {
+        meta: Meta::new(id, Name::resembling(&host_name, service_type.as_str()), now),
+        spec: ServiceSpec { service_type, labels: BTreeMap::new() },
+        status: ServiceStatus {
+            state: ServiceState::Joined,
+            since: now,
+            host_name,
+            addresses: Default::default(),
+            version,
+            manager: None,
+        },
+    }
+}
+
+/// Makes the joiner a member; repeating the same request changes nothing.
+///
+/// # Errors
+/// If the request makes no sense, or this id was removed before.
+pub async fn join(member: &Member, request: proto::JoinRequest) -> Result<proto::JoinResponse, tonic::Status> {
+    let joiner = parse(request, member.clock.wall()).map_err(crate::rpc::Fault::from)?;
+    let id = joiner.meta.id;
+    member.writer.write(move |draft| plan::join_service(draft, &joiner)).await.map_err(|refusal| match refusal {
+        Refusal::NotMember(id) => Refusal::Precondition(format!(
+            "service {id} was removed from this cluster and cannot come back under that id: restart it and init again"
+        )),
+        other => other,
+    })?;
+    tracing::info!(service = %id, "a block service joined");
+    Ok(proto::JoinResponse {
+        cluster_id: member.cluster.meta.id.to_string(),
+        cluster_name: member.cluster.meta.name.to_string(),
+        managers: member.view.read().manager_addresses(member.service),
+    })
+}
+
+fn parse(request: proto::JoinRequest, now: Timestamp) -> Result<Service, Malformed> {
+    let service_type = ServiceType::try_from(proto::ServiceType::try_from(request.r#type)?)?;
+    if service_type != ServiceType::Block {
+        return Err(Malformed("only block services join over the network; managers join through their store".into()));
+    }
+    if request.host_name.len() > 253 || request.version.len() > 64 {
+        return Err(Malformed("a host name or version that long".into()));
+    }
+    Ok(new_service(request.service_id.parse()?, service_type, request.host_name, request.version, now))
+}

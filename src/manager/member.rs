@@ -1,0 +1,202 @@
+//! A manager that is a member: its view, its writer, its own lease, its part in the election.
+
+use super::dispatcher::Sessions;
+use super::plan;
+use super::view::{View, ViewHandle};
+use super::writer::Writer;
+use crate::discovery::{Leadership, Presence, campaign};
+use crate::model::{Addresses, Cluster, Identity, Membership, Service, ServiceId, Session, SessionId};
+use crate::runtime::{Backoff, Clock, Shutdown, VERSION};
+use crate::session::Greeting;
+use crate::store::{Key, Revision, SharedStore, StoreError};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_stream::StreamExt;
+
+/// Why a config directory's identity does not make this manager a member.
+#[derive(Debug, thiserror::Error)]
+pub enum Stranded {
+    #[error(
+        "the store holds no cluster, though this manager is service {service} of cluster '{cluster}': is this the right store?"
+    )]
+    NoCluster { service: ServiceId, cluster: String },
+    #[error(
+        "the store holds another cluster ({found}) than the one this manager is a member of ({expected}): give it its own store, or another config directory"
+    )]
+    OtherCluster { found: String, expected: String },
+    #[error("service {0} was removed from the cluster")]
+    Removed(ServiceId),
+    #[error("the cluster does not know service {0}")]
+    Unknown(ServiceId),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// See the module's text. Lives until its [`Shutdown`] group ends.
+pub struct Member {
+    pub service: ServiceId,
+    pub cluster: Cluster,
+    /// Where others reach this manager, `host:port`.
+    pub address: String,
+    pub store: SharedStore,
+    pub view: Arc<ViewHandle>,
+    pub writer: Writer,
+    pub sessions: Sessions,
+    pub leadership: watch::Receiver<Option<Leadership>>,
+    pub clock: Arc<dyn Clock>,
+    pub group: Shutdown,
+}
+
+impl Member {
+    /// Checks `identity` against the store and starts the member's tasks in `group`.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or says that this manager is no member.
+    pub async fn start(
+        identity: &Identity,
+        membership: &Membership,
+        address: String,
+        store: SharedStore,
+        clock: Arc<dyn Clock>,
+        group: Shutdown,
+    ) -> Result<Arc<Self>, Stranded> {
+        let service = identity.service;
+        let view = View::load(store.list(&Key::root()).await?);
+        let cluster = known_cluster(&view, service, membership)?;
+        match view.get::<Service>(service) {
+            Some(record) if record.meta.is_removed() => return Err(Stranded::Removed(service)),
+            Some(_) => {}
+            None => return Err(Stranded::Unknown(service)),
+        }
+        let view = Arc::new(ViewHandle::new(view));
+        group.spawn_until_end(watch_store(store.clone(), view.clone()));
+        let lease = cluster.spec.lease();
+        let member = Arc::new(Self {
+            service,
+            address,
+            writer: Writer::start(store.clone(), view.clone(), clock.clone(), &group),
+            leadership: campaign(store.clone(), service, lease, &group),
+            sessions: Sessions::default(),
+            cluster,
+            store,
+            view,
+            clock,
+            group: group.clone(),
+        });
+        group.spawn(member.clone().stay_present());
+        group.spawn_until_end(super::leader::serve(member.clone()));
+        Ok(member)
+    }
+
+    /// Holds a lease of its own, for as long as the member lives.
+    async fn stay_present(self: Arc<Self>) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        while !self.group.is_requested() {
+            match self.be_present().await {
+                Ok(()) => backoff.reset(),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot show itself in the store");
+                    let wait = backoff.next(fastrand::f64());
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = self.group.requested() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn be_present(&self) -> Result<(), super::refusal::Refusal> {
+        let presence = Presence::begin(self.store.clone(), self.cluster.spec.lease()).await?;
+        let session = Session {
+            id: SessionId::generate(),
+            service: self.service,
+            manager: self.service,
+            since: self.clock.wall(),
+        };
+        let greeting = Greeting {
+            service: self.service,
+            cluster: self.cluster.meta.id,
+            host_name: crate::host::host_name().unwrap_or_else(|_| "unknown".into()),
+            addresses: Addresses { rpc: Some(self.address.clone()), nbd: None },
+            version: VERSION.into(),
+        };
+        let lease = presence.lease();
+        self.writer.write(move |draft| plan::admit_session(draft, &session, &greeting, lease)).await?;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.cluster.spec.heartbeat()) => {}
+                () = self.group.requested() => break,
+            }
+            match presence.renew().await {
+                Ok(()) => {}
+                Err(error @ StoreError::LeaseGone(_)) => return Err(error.into()),
+                Err(error) => tracing::debug!(%error, "cannot renew the lease yet"),
+            }
+        }
+        presence.release().await.map_err(Into::into)
+    }
+
+    /// Completes once the view shows that this manager was removed.
+    pub async fn removed(&self) {
+        let mut changes = self.view.changes();
+        loop {
+            let removed = self.view.read().get::<Service>(self.service).is_some_and(|own| own.meta.is_removed());
+            if removed || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn known_cluster(view: &View, service: ServiceId, membership: &Membership) -> Result<Cluster, Stranded> {
+    let Some(cluster) = &view.cluster else {
+        return Err(Stranded::NoCluster { service, cluster: membership.cluster_name.to_string() });
+    };
+    if cluster.meta.id != membership.cluster {
+        return Err(Stranded::OtherCluster {
+            found: cluster.meta.id.to_string(),
+            expected: membership.cluster.to_string(),
+        });
+    }
+    Ok(cluster.clone())
+}
+
+/// Keeps the view up to date for ever: watches, and starts over from a listing after a gap.
+async fn watch_store(store: SharedStore, view: Arc<ViewHandle>) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    let mut after = view.read().revision;
+    loop {
+        match follow(&store, &view, &mut after).await {
+            StoreError::Compacted(_) => match store.list(&Key::root()).await {
+                Ok(listing) => {
+                    tracing::warn!("the view starts over from a listing of the store");
+                    after = listing.revision;
+                    view.replace(View::load(listing));
+                    continue;
+                }
+                Err(error) => tracing::warn!(%error, "cannot list the store"),
+            },
+            error => tracing::warn!(%error, "the watch on the store is interrupted"),
+        }
+        tokio::time::sleep(backoff.next(fastrand::f64())).await;
+    }
+}
+
+async fn follow(store: &SharedStore, view: &ViewHandle, after: &mut Revision) -> StoreError {
+    let mut watch = match store.watch(&Key::root(), *after).await {
+        Ok(watch) => watch,
+        Err(error) => return error,
+    };
+    while let Some(batch) = watch.next().await {
+        match batch {
+            Ok(batch) => {
+                *after = batch.revision;
+                view.apply(batch);
+            }
+            Err(error) => return error,
+        }
+    }
+    StoreError::Unavailable("the watch ended".into())
+}

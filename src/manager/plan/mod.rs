@@ -1,0 +1,110 @@
+//! What a request means for the state: pure functions from a draft to a changed draft, or to a refusal.
+
+mod pool;
+mod report;
+mod service;
+#[cfg(test)]
+mod tests;
+mod volume;
+
+pub use pool::{create_pool, remove_pool};
+pub use report::take_reports;
+pub use service::{admit_session, join_service, mark_down, purge_service, remove_service};
+pub use volume::{create_volume, remove_volume, resize_volume};
+
+use super::draft::{Draft, Drafted};
+use super::refusal::Refusal;
+use super::view::{Stored, View};
+use crate::model::{Kind, Name, Pool, Service, ServiceId, ServiceType, Volume};
+use std::str::FromStr;
+
+/// What users call by name.
+pub trait Named: Drafted {
+    const KIND: Kind;
+}
+
+impl Named for Pool {
+    const KIND: Kind = Kind::Pool;
+}
+
+impl Named for Volume {
+    const KIND: Kind = Kind::Volume;
+}
+
+/// The object that a user means by an id or a name.
+fn find<T: Named>(draft: &Draft<'_>, reference: &str) -> Result<T, Refusal>
+where
+    T::Id: FromStr,
+{
+    let missing = || Refusal::NoSuch { kind: T::KIND, reference: reference.chars().take(80).collect() };
+    let id = match reference.parse::<T::Id>() {
+        Ok(id) => id,
+        Err(_) => {
+            let name: Name = reference.parse().map_err(|_| missing())?;
+            draft.named(T::KIND, &name).and_then(|id| id.parse().ok()).ok_or_else(missing)?
+        }
+    };
+    draft.get::<T>(id).cloned().ok_or_else(missing)
+}
+
+/// The id of the object that a user means by an id or a name, as the view shows it.
+pub fn resolve<T: Named>(view: &View, reference: &str) -> Option<T::Id>
+where
+    T::Id: FromStr,
+{
+    let id = match reference.parse::<T::Id>() {
+        Ok(id) => id,
+        Err(_) => {
+            let name: Name = reference.parse().ok()?;
+            view.names.get(&(T::KIND, name))?.value.parse().ok()?
+        }
+    };
+    <T as Stored>::table(view).contains_key(&id).then_some(id)
+}
+
+/// The service that a user means by an id or by the host name that only it has.
+pub fn find_service(view: &View, reference: &str) -> Result<ServiceId, Refusal> {
+    let missing = || Refusal::NoSuch { kind: Kind::Service, reference: reference.chars().take(80).collect() };
+    if let Ok(id) = reference.parse::<ServiceId>() {
+        return view.get::<Service>(id).map(|service| service.meta.id).ok_or_else(missing);
+    }
+    let named = |service: &&Service| service.status.host_name == reference && !service.meta.is_removed();
+    let mut hits = view.services.values().map(|service| &*service.value).filter(named);
+    match (hits.next(), hits.next()) {
+        (Some(one), None) => Ok(one.meta.id),
+        (Some(_), Some(_)) => Err(Refusal::Ambiguous { reference: reference.into() }),
+        (None, _) => Err(missing()),
+    }
+}
+
+/// A block service by id or host name, or the only one there is.
+fn find_block_service(view: &View, reference: Option<&str>) -> Result<Service, Refusal> {
+    let blocks = || {
+        let services = view.services.values().map(|service| &*service.value);
+        services.filter(|service| service.spec.service_type == ServiceType::Block && !service.meta.is_removed())
+    };
+    let Some(reference) = reference else {
+        let mut blocks = blocks();
+        return match (blocks.next(), blocks.next()) {
+            (Some(only), None) => Ok(only.clone()),
+            (Some(_), Some(_)) => Err(Refusal::Invalid(
+                "there are several block services: name one with --service (see `symphony ctl service list`)".into(),
+            )),
+            (None, _) => Err(Refusal::Precondition(
+                "no block service has joined yet: start one with `symphony block run` and `symphony ctl … block init`"
+                    .into(),
+            )),
+        };
+    };
+    if let Ok(id) = reference.parse::<ServiceId>() {
+        let found = blocks().find(|service| service.meta.id == id);
+        let missing = || Refusal::NoSuch { kind: Kind::Service, reference: reference.into() };
+        return found.cloned().ok_or_else(missing);
+    }
+    let mut hits = blocks().filter(|service| service.status.host_name == reference);
+    match (hits.next(), hits.next()) {
+        (Some(only), None) => Ok(only.clone()),
+        (Some(_), Some(_)) => Err(Refusal::Ambiguous { reference: reference.into() }),
+        (None, _) => Err(Refusal::NoSuch { kind: Kind::Service, reference: reference.chars().take(80).collect() }),
+    }
+}

@@ -1,0 +1,73 @@
+//! Pools.
+
+use super::{find, find_block_service};
+use crate::manager::draft::Draft;
+use crate::manager::refusal::Refusal;
+use crate::model::{Driver, Kind, Meta, Name, Pool, PoolId, PoolSpec, Service, Volume};
+
+/// A new pool on a block service (by id or host name; none: the only one).
+///
+/// # Errors
+/// If the name is taken, the service cannot be told, or its directory is another pool's.
+pub fn create_pool(
+    draft: &mut Draft<'_>,
+    id: PoolId,
+    name: &Name,
+    service: Option<&str>,
+    driver: &Driver,
+) -> Result<Pool, Refusal> {
+    let service = find_block_service(draft.view(), service)?;
+    let Driver::File { path, limit } = driver;
+    if limit.is_some_and(|limit| limit.as_u64() == 0) {
+        return Err(Refusal::Invalid("a pool's limit must not be zero".into()));
+    }
+    let same = |pool: &&Pool| {
+        let Driver::File { path: other, .. } = &pool.spec.driver;
+        pool.spec.service == service.meta.id && other == path
+    };
+    if let Some(other) = draft.all::<Pool>().find(same) {
+        let (path, other) = (path.display(), &other.meta.name);
+        return Err(Refusal::Precondition(format!("{path} is the directory of pool '{other}' already")));
+    }
+    draft.claim(Kind::Pool, name, id)?;
+    // A service that is removed meanwhile must not end up with a pool.
+    draft.guard::<Service>(service.meta.id);
+    let spec = PoolSpec { service: service.meta.id, driver: driver.clone() };
+    let pool = Pool::new(Meta::new(id, name.clone(), draft.now), spec);
+    draft.put(pool.clone());
+    Ok(pool)
+}
+
+/// Sets an empty pool's tombstone.
+///
+/// # Errors
+/// If there is no such pool or it holds volumes, which are named.
+pub fn remove_pool(draft: &mut Draft<'_>, reference: &str) -> Result<Pool, Refusal> {
+    let mut pool = find::<Pool>(draft, reference)?;
+    let inside: Vec<&str> = draft
+        .all::<Volume>()
+        .filter(|volume| volume.is_in(pool.meta.id))
+        .map(|volume| volume.meta.name.as_str())
+        .collect();
+    if !inside.is_empty() {
+        let name = &pool.meta.name;
+        let volumes = listed(&inside);
+        return Err(Refusal::Precondition(format!(
+            "pool '{name}' holds {volumes}: remove them first with `symphony ctl volume remove`"
+        )));
+    }
+    if pool.bury(draft.now) {
+        draft.put(pool.clone());
+    }
+    Ok(pool)
+}
+
+/// Names for a sentence, not too many of them.
+pub(super) fn listed(names: &[&str]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = names.iter().take(SHOWN).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    text
+}

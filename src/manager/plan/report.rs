@@ -1,0 +1,49 @@
+//! What block services report of their devices.
+
+use super::volume::forget_volume;
+use crate::manager::draft::Draft;
+use crate::manager::refusal::Refusal;
+use crate::model::{Kind, Pool, PoolReport, Report, ServiceId, Volume, VolumeReport};
+
+/// Takes reports of `service` over. Reports on objects that are gone are ignored; nothing is written where nothing changed.
+///
+/// # Errors
+/// If one speaks of an object that is not the service's: then none is taken.
+pub fn take_reports(draft: &mut Draft<'_>, service: ServiceId, reports: &[Report]) -> Result<(), Refusal> {
+    for report in reports {
+        match report {
+            Report::Pool(report) => take_pool(draft, service, report)?,
+            Report::Volume(report) => take_volume(draft, service, report)?,
+        }
+    }
+    Ok(())
+}
+
+fn take_pool(draft: &mut Draft<'_>, service: ServiceId, report: &PoolReport) -> Result<(), Refusal> {
+    let Some(pool) = draft.get::<Pool>(report.id) else { return Ok(()) };
+    if pool.spec.service != service {
+        return Err(Refusal::NotYours { service, kind: Kind::Pool, id: report.id.to_string() });
+    }
+    let mut pool = pool.clone();
+    if pool.is_let_go_by(report) {
+        draft.release(Kind::Pool, &pool.meta.name);
+        draft.delete::<Pool>(pool.meta.id);
+    } else if pool.observe(report) {
+        draft.put(pool);
+    }
+    Ok(())
+}
+
+fn take_volume(draft: &mut Draft<'_>, service: ServiceId, report: &VolumeReport) -> Result<(), Refusal> {
+    let Some(volume) = draft.get::<Volume>(report.id) else { return Ok(()) };
+    if !volume.is_on(service) {
+        return Err(Refusal::NotYours { service, kind: Kind::Volume, id: report.id.to_string() });
+    }
+    let mut volume = volume.clone();
+    if volume.is_let_go_by(report) {
+        forget_volume(draft, &volume);
+    } else if volume.observe(report) {
+        draft.put(volume);
+    }
+    Ok(())
+}

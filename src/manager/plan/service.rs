@@ -1,0 +1,131 @@
+//! Membership.
+
+use super::pool::listed;
+use super::volume::forget_volume;
+use crate::manager::draft::Draft;
+use crate::manager::refusal::Refusal;
+use crate::model::{Kind, Pool, Service, ServiceId, ServiceState, Session, Timestamp, Volume};
+use crate::session::Greeting;
+use crate::store::LeaseId;
+
+/// Makes `service` a member. Repeating it for the same service changes nothing.
+///
+/// # Errors
+/// If this very service was removed: an id has one life.
+pub fn join_service(draft: &mut Draft<'_>, service: &Service) -> Result<(), Refusal> {
+    match draft.get::<Service>(service.meta.id) {
+        Some(known) if known.meta.is_removed() => Err(Refusal::NotMember(service.meta.id)),
+        Some(_) => Ok(()),
+        None => {
+            draft.put(service.clone());
+            Ok(())
+        }
+    }
+}
+
+/// Takes note that `session` is open: the service is ready, and what it says of itself is what holds now.
+///
+/// # Errors
+/// If the service is no member.
+pub fn admit_session(
+    draft: &mut Draft<'_>,
+    session: &Session,
+    greeting: &Greeting,
+    lease: LeaseId,
+) -> Result<(), Refusal> {
+    let member = draft.get::<Service>(session.service).filter(|service| !service.meta.is_removed());
+    let mut service = member.cloned().ok_or(Refusal::NotMember(session.service))?;
+    let status = &mut service.status;
+    if status.state != ServiceState::Ready {
+        status.state = ServiceState::Ready;
+        status.since = draft.now;
+    }
+    status.host_name.clone_from(&greeting.host_name);
+    status.addresses.clone_from(&greeting.addresses);
+    status.version.clone_from(&greeting.version);
+    status.manager = Some(session.manager);
+    draft.put(service);
+    draft.overwrite_leased(session.clone(), lease);
+    Ok(())
+}
+
+/// Takes note that a ready service holds no lease any more.
+pub fn mark_down(draft: &mut Draft<'_>, id: ServiceId) -> Result<(), Refusal> {
+    let alive = draft.get::<Session>(id).is_some();
+    if let Some(service) = draft.get::<Service>(id)
+        && !alive
+        && service.status.state == ServiceState::Ready
+    {
+        let mut service = service.clone();
+        service.status.state = ServiceState::Down;
+        service.status.since = draft.now;
+        draft.put(service);
+        draft.guard::<Session>(id);
+    }
+    Ok(())
+}
+
+/// Forgets a service that was removed before `limit`.
+pub fn purge_service(draft: &mut Draft<'_>, id: ServiceId, limit: Timestamp) -> Result<(), Refusal> {
+    let removed = draft.get::<Service>(id).and_then(|service| service.meta.removed_at);
+    if removed.is_some_and(|at| at < limit) {
+        draft.delete::<Service>(id);
+    }
+    Ok(())
+}
+
+/// How many pools and volumes of a lost service are closed in one transaction.
+const CLOSED_AT_ONCE: usize = 40;
+
+/// Takes a service out. With `lost`, its pools and volumes are closed first, a part at a time: the answer is none while
+/// there is more to close, and this is to be called again.
+///
+/// # Errors
+/// If there is no such service, or it holds pools or volumes and is not lost.
+pub fn remove_service(draft: &mut Draft<'_>, id: ServiceId, lost: bool) -> Result<Option<Service>, Refusal> {
+    let missing = || Refusal::NoSuch { kind: Kind::Service, reference: id.to_string() };
+    let mut service = draft.get::<Service>(id).cloned().ok_or_else(missing)?;
+    if service.meta.is_removed() {
+        return Ok(Some(service));
+    }
+    let volumes: Vec<Volume> = draft.all::<Volume>().filter(|volume| volume.is_on(id)).cloned().collect();
+    let pools: Vec<Pool> = draft.all::<Pool>().filter(|pool| pool.spec.service == id).cloned().collect();
+    if !lost && (!volumes.is_empty() || !pools.is_empty()) {
+        let volumes: Vec<&str> = volumes.iter().map(|volume| volume.meta.name.as_str()).collect();
+        let pools: Vec<&str> = pools.iter().map(|pool| pool.meta.name.as_str()).collect();
+        let mut held = Vec::new();
+        if !volumes.is_empty() {
+            held.push(format!("volumes {}", listed(&volumes)));
+        }
+        if !pools.is_empty() {
+            held.push(format!("pools {}", listed(&pools)));
+        }
+        return Err(Refusal::Precondition(format!(
+            "service {id} holds {}: remove them first; if the service will not come back, --lost closes them here and \
+             leaves their data on its disks",
+            held.join(" and ")
+        )));
+    }
+    for volume in volumes.iter().take(CLOSED_AT_ONCE) {
+        forget_volume(draft, volume);
+    }
+    if volumes.len() > CLOSED_AT_ONCE {
+        return Ok(None);
+    }
+    let room = CLOSED_AT_ONCE - volumes.len();
+    for pool in pools.iter().take(room) {
+        draft.release(Kind::Pool, &pool.meta.name);
+        draft.delete::<Pool>(pool.meta.id);
+    }
+    if pools.len() > room {
+        return Ok(None);
+    }
+    service.meta.bury(draft.now);
+    service.status.state = ServiceState::Removed;
+    service.status.since = draft.now;
+    draft.put(service.clone());
+    if draft.get::<Session>(id).is_some() {
+        draft.delete::<Session>(id);
+    }
+    Ok(Some(service))
+}

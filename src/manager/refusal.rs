@@ -1,0 +1,77 @@
+//! Why a manager does not do what it was asked: what was wrong, with which object, and what to do next.
+
+use crate::model::{ByteSize, Kind, Name, ServiceId};
+use crate::rpc::{Fault, FaultKind};
+use crate::store::StoreError;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("there is no {kind} '{reference}': see `symphony ctl {kind} list`")]
+    NoSuch { kind: Kind, reference: String },
+    #[error("'{reference}' is the host name of several services: name one by its id")]
+    Ambiguous { reference: String },
+    #[error("a {kind} named '{name}' exists already")]
+    NameTaken { kind: Kind, name: Name },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Precondition(String),
+    #[error("pool '{pool}' has {free} left to promise, not {wanted}: free some, choose another pool, or ask for less")]
+    NoRoom { pool: Name, free: ByteSize, wanted: ByteSize },
+    #[error("no pool has {wanted} left to promise{largest}: add one with `symphony ctl pool create`, or ask for less", largest = most(.largest))]
+    NoRoomAnywhere { wanted: ByteSize, largest: Option<(Name, ByteSize)> },
+    #[error("{kind} '{name}' is being removed")]
+    Removing { kind: Kind, name: Name },
+    #[error(
+        "service {0} is not a member of this cluster; it was removed or never joined: run `symphony ctl … block init`"
+    )]
+    NotMember(ServiceId),
+    #[error("service {service} may not speak of {kind} {id}")]
+    NotYours { service: ServiceId, kind: Kind, id: String },
+    #[error("too many others changed the same objects at the same time: try again")]
+    Busy,
+    #[error("{0}; whether the change happened is not known: look before you try again")]
+    Store(String),
+    #[error("this manager is stopping")]
+    Stopping,
+}
+
+fn most(largest: &Option<(Name, ByteSize)>) -> String {
+    match largest {
+        Some((pool, free)) => format!(" (the most is {free} in '{pool}')"),
+        None => " (no pool is ready)".into(),
+    }
+}
+
+impl Refusal {
+    fn kind(&self) -> FaultKind {
+        match self {
+            Self::NoSuch { .. } => FaultKind::NotFound,
+            Self::NameTaken { .. } => FaultKind::AlreadyExists,
+            Self::Ambiguous { .. } | Self::Invalid(_) => FaultKind::Invalid,
+            Self::Precondition(_) | Self::Removing { .. } => FaultKind::Precondition,
+            Self::NoRoom { .. } | Self::NoRoomAnywhere { .. } => FaultKind::Exhausted,
+            Self::NotMember(_) | Self::NotYours { .. } => FaultKind::Denied,
+            Self::Busy => FaultKind::Busy,
+            Self::Store(_) | Self::Stopping => FaultKind::Unavailable,
+        }
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Fault {
+        Fault::new(refusal.kind(), refusal.to_string())
+    }
+}
+
+impl From<Refusal> for tonic::Status {
+    fn from(refusal: Refusal) -> tonic::Status {
+        Fault::from(refusal).into()
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Refusal {
+        Refusal::Store(error.to_string())
+    }
+}

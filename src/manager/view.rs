@@ -1,0 +1,334 @@
+//! The manager's picture of the cluster: everything in the store, watched, in memory.
+//!
+//! One task applies batches whole, in order; everybody else reads. A read after one's own write waits for that
+//! write's revision with [`ViewHandle::reached`].
+
+use crate::model::*;
+use crate::store::{Batch, Entry, Event, Key, Listing, Place, Revision};
+use serde::{Serialize, de::DeserializeOwned};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use tokio::sync::{Notify, watch};
+
+/// A value and the revision that wrote it.
+#[derive(Clone, Debug)]
+pub struct Versioned<T> {
+    pub value: Arc<T>,
+    pub revision: Revision,
+}
+
+pub type Table<T> = BTreeMap<<T as Stored>::Id, Versioned<T>>;
+
+/// For each service the objects that concern it.
+type Index<T> = BTreeMap<ServiceId, BTreeSet<<T as Stored>::Id>>;
+
+/// What is kept under a key of its own.
+pub trait Stored: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
+    type Id: Ord + Copy + Send + Sync + std::fmt::Display;
+    fn id(&self) -> Self::Id;
+    fn key(id: Self::Id) -> Key;
+    fn table(view: &View) -> &Table<Self>;
+    fn table_mut(view: &mut View) -> &mut Table<Self>;
+    /// The services whose sessions must hear of a change.
+    fn services(&self) -> Vec<ServiceId>;
+    fn index(view: &mut View) -> Option<&mut Index<Self>>;
+}
+
+macro_rules! stored {
+    ($type:ident, $id:ident, $key:ident, $table:ident, $index:expr, |$it:ident| $get:expr, $services:expr) => {
+        impl Stored for $type {
+            type Id = $id;
+            fn id(&self) -> $id {
+                let $it = self;
+                $get
+            }
+            fn key(id: $id) -> Key {
+                Key::$key(id)
+            }
+            fn table(view: &View) -> &Table<Self> {
+                &view.$table
+            }
+            fn table_mut(view: &mut View) -> &mut Table<Self> {
+                &mut view.$table
+            }
+            fn services(&self) -> Vec<ServiceId> {
+                let $it = self;
+                $services
+            }
+            fn index(view: &mut View) -> Option<&mut Index<Self>> {
+                let index: fn(&mut View) -> Option<&mut Index<Self>> = $index;
+                index(view)
+            }
+        }
+    };
+}
+stored!(Service, ServiceId, service, services, |_| None, |service| service.meta.id, vec![service.meta.id]);
+stored!(Session, ServiceId, session, sessions, |_| None, |session| session.service, vec![session.service]);
+stored!(Pool, PoolId, pool, pools, |view| Some(&mut view.pools_of), |pool| pool.meta.id, vec![pool.spec.service]);
+stored!(
+    Volume,
+    VolumeId,
+    volume,
+    volumes,
+    |view| Some(&mut view.volumes_of),
+    |volume| volume.meta.id,
+    volume.status.placement.iter().map(|replica| replica.service).collect()
+);
+
+#[derive(Debug, Default)]
+pub struct View {
+    pub revision: Revision,
+    pub cluster: Option<Cluster>,
+    pub leader: Option<ServiceId>,
+    pub services: Table<Service>,
+    pub sessions: Table<Session>,
+    pub pools: Table<Pool>,
+    pub volumes: Table<Volume>,
+    pub names: BTreeMap<(Kind, Name), Versioned<String>>,
+    /// Keys whose values cannot be read, and why. They are left alone.
+    pub unreadable: BTreeMap<Key, String>,
+    pools_of: BTreeMap<ServiceId, BTreeSet<PoolId>>,
+    volumes_of: BTreeMap<ServiceId, BTreeSet<VolumeId>>,
+}
+
+impl View {
+    pub fn load(listing: Listing) -> Self {
+        let mut view = View { revision: listing.revision, ..View::default() };
+        for entry in listing.entries {
+            view.put(entry, &mut BTreeSet::new());
+        }
+        view
+    }
+
+    pub fn get<T: Stored>(&self, id: T::Id) -> Option<&T> {
+        T::table(self).get(&id).map(|versioned| &*versioned.value)
+    }
+
+    /// Takes one commit over and says which services it concerns.
+    pub fn apply(&mut self, batch: Batch) -> BTreeSet<ServiceId> {
+        let mut touched = BTreeSet::new();
+        for event in batch.events {
+            match event {
+                Event::Put(entry) => self.put(entry, &mut touched),
+                Event::Delete(key) => self.delete(&key, &mut touched),
+            }
+        }
+        self.revision = self.revision.max(batch.revision);
+        touched
+    }
+
+    fn put(&mut self, entry: Entry, touched: &mut BTreeSet<ServiceId>) {
+        let read = match Place::of(&entry.key) {
+            Place::Cluster => decode(&entry).map(|cluster| self.cluster = Some(cluster)),
+            Place::Leader => decode(&entry).map(|leader| self.leader = Some(leader)),
+            Place::Service(_) => self.take::<Service>(&entry, touched),
+            Place::Session(_) => self.take::<Session>(&entry, touched),
+            Place::Pool(_) => self.take::<Pool>(&entry, touched),
+            Place::Volume(_) => self.take::<Volume>(&entry, touched),
+            Place::Name(kind, name) => decode(&entry).map(|id: String| {
+                self.names.insert((kind, name), Versioned { value: Arc::new(id), revision: entry.revision });
+            }),
+            Place::Foreign => Ok(()),
+        };
+        match read {
+            Ok(()) => drop(self.unreadable.remove(&entry.key)),
+            Err(reason) => {
+                tracing::error!(key = %entry.key, %reason, "cannot read a value in the store");
+                self.unreadable.insert(entry.key, reason);
+            }
+        }
+    }
+
+    fn take<T: Stored>(&mut self, entry: &Entry, touched: &mut BTreeSet<ServiceId>) -> Result<(), String> {
+        let value: T = decode(entry)?;
+        if T::key(value.id()) != entry.key {
+            return Err(format!("its value calls itself {}", value.id()));
+        }
+        self.forget::<T>(value.id(), touched);
+        for service in value.services() {
+            if let Some(index) = T::index(self) {
+                index.entry(service).or_default().insert(value.id());
+            }
+            touched.insert(service);
+        }
+        T::table_mut(self).insert(value.id(), Versioned { value: Arc::new(value), revision: entry.revision });
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &Key, touched: &mut BTreeSet<ServiceId>) {
+        match Place::of(key) {
+            Place::Cluster => self.cluster = None,
+            Place::Leader => self.leader = None,
+            Place::Service(id) => self.forget::<Service>(id, touched),
+            Place::Session(id) => self.forget::<Session>(id, touched),
+            Place::Pool(id) => self.forget::<Pool>(id, touched),
+            Place::Volume(id) => self.forget::<Volume>(id, touched),
+            Place::Name(kind, name) => drop(self.names.remove(&(kind, name))),
+            Place::Foreign => {}
+        }
+        self.unreadable.remove(key);
+    }
+
+    fn forget<T: Stored>(&mut self, id: T::Id, touched: &mut BTreeSet<ServiceId>) {
+        if let Some(old) = T::table_mut(self).remove(&id) {
+            for service in old.value.services() {
+                if let Some(index) = T::index(self)
+                    && let Some(ids) = index.get_mut(&service)
+                {
+                    ids.remove(&id);
+                }
+                touched.insert(service);
+            }
+        }
+    }
+
+    pub fn pools_of(&self, service: ServiceId) -> impl Iterator<Item = &Pool> {
+        self.pools_of.get(&service).into_iter().flatten().filter_map(|id| self.get::<Pool>(*id))
+    }
+
+    pub fn volumes_of(&self, service: ServiceId) -> impl Iterator<Item = &Volume> {
+        self.volumes_of.get(&service).into_iter().flatten().filter_map(|id| self.get::<Volume>(*id))
+    }
+
+    /// What `service` must hold now.
+    pub fn assignments(&self, service: ServiceId) -> AssignmentSet {
+        AssignmentSet {
+            pools: self.pools_of(service).map(|pool| (pool.meta.id, pool.into())).collect(),
+            volumes: self
+                .volumes_of(service)
+                .filter_map(|volume| VolumeAssignment::of(volume, service))
+                .map(|volume| (volume.id, volume))
+                .collect(),
+        }
+    }
+
+    /// `host:port` of every manager that is not removed, `first` first.
+    pub fn manager_addresses(&self, first: ServiceId) -> Vec<String> {
+        let mut managers: Vec<&Service> = self
+            .services
+            .values()
+            .map(|service| &*service.value)
+            .filter(|service| service.spec.service_type == ServiceType::Manager && !service.meta.is_removed())
+            .collect();
+        managers.sort_by_key(|service| (service.meta.id != first, service.meta.id));
+        managers.into_iter().filter_map(|service| service.status.addresses.rpc.clone()).collect()
+    }
+}
+
+fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, String> {
+    serde_json::from_slice(&entry.value).map_err(|error| error.to_string())
+}
+
+/// The view, shared: one task applies, everybody reads, whoever is concerned is woken.
+pub struct ViewHandle {
+    view: RwLock<View>,
+    revision: watch::Sender<Revision>,
+    concerned: Mutex<BTreeMap<ServiceId, Weak<Notify>>>,
+}
+
+impl ViewHandle {
+    pub fn new(view: View) -> Self {
+        let revision = watch::Sender::new(view.revision);
+        Self { view: RwLock::new(view), revision, concerned: Mutex::default() }
+    }
+
+    /// For short looks; never held across an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn apply(&self, batch: Batch) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let touched = view.apply(batch);
+        let revision = view.revision;
+        drop(view);
+        self.announce(revision, |service| touched.contains(&service));
+    }
+
+    /// Starts over from a listing, after a gap in the watch.
+    pub fn replace(&self, view: View) {
+        let revision = view.revision;
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
+        self.announce(revision, |_| true);
+    }
+
+    fn announce(&self, revision: Revision, concerns: impl Fn(ServiceId) -> bool) {
+        self.revision.send_replace(revision);
+        let mut concerned = self.concerned.lock().unwrap_or_else(PoisonError::into_inner);
+        concerned.retain(|service, notify| match notify.upgrade() {
+            Some(notify) => {
+                if concerns(*service) {
+                    notify.notify_one();
+                }
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Told once whenever something that concerns `service` has changed since the last time. One subscriber a service:
+    /// a later one takes over.
+    pub fn subscribe(&self, service: ServiceId) -> Arc<Notify> {
+        let notify = Arc::new(Notify::new());
+        let mut concerned = self.concerned.lock().unwrap_or_else(PoisonError::into_inner);
+        concerned.insert(service, Arc::downgrade(&notify));
+        notify
+    }
+
+    /// Told at every change of anything.
+    pub fn changes(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
+    }
+
+    /// Completes once the view holds everything up to `revision`.
+    pub async fn reached(&self, revision: Revision) {
+        let mut changes = self.changes();
+        // The sender lives in self, so that waiting cannot fail.
+        if changes.wait_for(|reached| *reached >= revision).await.is_err() {
+            tracing::error!("the view is gone while it is waited for");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry<T: Stored>(value: &T, revision: i64) -> Event {
+        let value_json = serde_json::to_vec(value).unwrap();
+        Event::Put(Entry { key: T::key(value.id()), value: value_json, revision: Revision(revision), lease: None })
+    }
+
+    fn volume(service: u8) -> Volume {
+        let meta = Meta::new(VolumeId::from_bytes([1; 16]), "v".parse().unwrap(), Timestamp::from_millis(0));
+        let replica = Replica { pool: PoolId::from_bytes([2; 16]), service: ServiceId::from_bytes([service; 16]) };
+        Volume::new(meta, VolumeSpec { size: ByteSize::mib(1), pool: None }, vec![replica])
+    }
+
+    #[test]
+    fn a_volume_that_moves_concerns_both_services_and_is_indexed_under_the_new_one() {
+        let (from, to) = (ServiceId::from_bytes([7; 16]), ServiceId::from_bytes([8; 16]));
+        let mut view = View::default();
+        view.apply(Batch { revision: Revision(1), events: vec![entry(&volume(7), 1)] });
+        assert_eq!(view.assignments(from).volumes.len(), 1);
+        let touched = view.apply(Batch { revision: Revision(2), events: vec![entry(&volume(8), 2)] });
+        assert_eq!(touched, BTreeSet::from([from, to]));
+        assert_eq!((view.assignments(from).volumes.len(), view.assignments(to).volumes.len()), (0, 1));
+        let gone = Event::Delete(Key::volume(VolumeId::from_bytes([1; 16])));
+        view.apply(Batch { revision: Revision(3), events: vec![gone] });
+        assert_eq!((view.volumes.len(), view.assignments(to).volumes.len(), view.revision), (0, 0, Revision(3)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_and_left_out() {
+        let mut view = View::default();
+        let key = Key::volume(VolumeId::from_bytes([1; 16]));
+        for value in [&b"\xff"[..], b"{}", b"null"] {
+            let put = Entry { key: key.clone(), value: value.to_vec(), revision: Revision(1), lease: None };
+            view.apply(Batch { revision: Revision(1), events: vec![Event::Put(put)] });
+            assert!(view.unreadable.contains_key(&key) && view.volumes.is_empty());
+        }
+        view.apply(Batch { revision: Revision(2), events: vec![entry(&volume(7), 2)] });
+        assert!(view.unreadable.is_empty());
+    }
+}

@@ -1,0 +1,268 @@
+//! A connection's incoming bytes, sorted into requests and payloads, without I/O.
+//!
+//! One receive takes whatever has arrived; small requests are then read out of one batch buffer. A write's payload is
+//! received straight into a buffer of its own: [`Inbound::vacancy`] says where the next bytes are to be put.
+
+use super::request::{Command, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
+use super::wire::REQUEST_LENGTH;
+
+/// Room for requests that arrive together, in bytes.
+const BATCH: usize = 64 << 10;
+
+/// A payload buffer larger than this is given back when its request is done, so that idle connections cost little.
+const KEPT: usize = 1 << 20;
+
+/// What the bytes so far amount to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The payload is empty for all commands but a write.
+    Run(Request, Payload),
+    /// Answer with this error; its payload, if any, has already been dropped.
+    Refuse(Refusal),
+    Disconnect,
+}
+
+/// The payload of one write, in memory of its own.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Payload {
+    memory: Vec<u8>,
+    length: usize,
+}
+
+impl Payload {
+    pub fn bytes(&self) -> &[u8] {
+        self.memory.get(..self.length).unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Default)]
+enum Pending {
+    #[default]
+    Header,
+    Payload {
+        request: Request,
+        payload: Payload,
+        filled: usize,
+    },
+    Discard {
+        refusal: Refusal,
+        left: usize,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Inbound {
+    batch: Vec<u8>,
+    /// What has been received and not yet used is `batch[start .. end]`.
+    start: usize,
+    end: usize,
+    pending: Pending,
+    spare: Vec<u8>,
+}
+
+impl Inbound {
+    /// Begins with bytes that arrived behind the handshake.
+    pub fn new(leftover: &[u8]) -> Self {
+        let mut batch = leftover.to_vec();
+        batch.resize(BATCH.max(leftover.len()), 0);
+        Self { batch, start: 0, end: leftover.len(), pending: Pending::Header, spare: Vec::new() }
+    }
+
+    /// Where the next received bytes go; never empty after [`Self::next`] has returned `None`.
+    pub fn vacancy(&mut self) -> &mut [u8] {
+        match &mut self.pending {
+            Pending::Payload { payload, filled, .. } => {
+                payload.memory.get_mut(*filled..payload.length).unwrap_or_default()
+            }
+            Pending::Header | Pending::Discard { .. } => {
+                self.batch.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+                self.batch.get_mut(self.end..).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Says that so many bytes of [`Self::vacancy`] have been filled.
+    pub fn received(&mut self, count: usize) {
+        match &mut self.pending {
+            Pending::Payload { payload, filled, .. } => *filled = payload.length.min(*filled + count),
+            Pending::Header | Pending::Discard { .. } => self.end = self.batch.len().min(self.end + count),
+        }
+    }
+
+    /// The next event, judged by the terms of the connection and the export's size in bytes now; `None` asks for
+    /// more bytes.
+    ///
+    /// # Errors
+    /// The stream has lost its meaning: close the connection.
+    pub fn next(&mut self, terms: &Terms, size: u64) -> Result<Option<Event>, ProtocolError> {
+        loop {
+            match std::mem::take(&mut self.pending) {
+                Pending::Header => {
+                    let Some(header) = self.take_header() else { return Ok(None) };
+                    if let Some(event) = self.begin(decode_request(&header, terms, size)?) {
+                        return Ok(Some(event));
+                    }
+                }
+                Pending::Payload { request, mut payload, mut filled } => {
+                    filled += self.take_into(payload.memory.get_mut(filled..payload.length).unwrap_or_default());
+                    if filled == payload.length {
+                        return Ok(Some(Event::Run(request, payload)));
+                    }
+                    self.pending = Pending::Payload { request, payload, filled };
+                    return Ok(None);
+                }
+                Pending::Discard { refusal, left } => {
+                    let dropped = left.min(self.end - self.start);
+                    self.start += dropped;
+                    if dropped == left {
+                        return Ok(Some(Event::Refuse(refusal)));
+                    }
+                    self.pending = Pending::Discard { refusal, left: left - dropped };
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Takes a payload's memory back for the next one.
+    pub fn recycle(&mut self, payload: Payload) {
+        if payload.memory.len() > self.spare.len() && payload.memory.len() <= KEPT {
+            self.spare = payload.memory;
+        }
+    }
+
+    fn begin(&mut self, verdict: Verdict) -> Option<Event> {
+        match verdict {
+            Verdict::Run(request) => match request.command {
+                Command::Write { length, .. } => {
+                    let payload = self.memory_for(length as usize);
+                    self.pending = Pending::Payload { request, payload, filled: 0 };
+                    None
+                }
+                _ => Some(Event::Run(request, Payload::default())),
+            },
+            Verdict::Refuse(refusal) => {
+                let left = refusal.discard as usize;
+                self.pending = Pending::Discard { refusal, left };
+                None
+            }
+            Verdict::Disconnect => Some(Event::Disconnect),
+        }
+    }
+
+    /// Fresh memory comes zeroed from the system and costs nothing until bytes arrive in it.
+    fn memory_for(&mut self, length: usize) -> Payload {
+        let spare = std::mem::take(&mut self.spare);
+        if spare.len() >= length {
+            return Payload { memory: spare, length };
+        }
+        Payload { memory: vec![0; length], length }
+    }
+
+    fn take_header(&mut self) -> Option<[u8; REQUEST_LENGTH]> {
+        let header = *self.batch.get(self.start..self.end)?.first_chunk()?;
+        self.start += REQUEST_LENGTH;
+        Some(header)
+    }
+
+    fn take_into(&mut self, target: &mut [u8]) -> usize {
+        let available = self.batch.get(self.start..self.end).unwrap_or_default();
+        let count = available.len().min(target.len());
+        if let (Some(to), Some(from)) = (target.get_mut(..count), available.get(..count)) {
+            to.copy_from_slice(from);
+        }
+        self.start += count;
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::request::encode_request;
+    use super::super::wire::*;
+    use super::*;
+    use proptest::prelude::*;
+
+    const TERMS: Terms = Terms { read_only: false, structured_replies: true, block_status: true, minimum_block: 1 };
+    const SIZE: u64 = 1 << 20;
+
+    /// Feeds the bytes in pieces of the given lengths, over and over, and collects all events.
+    fn events(bytes: &[u8], pieces: &[usize]) -> Vec<Result<Event, ProtocolError>> {
+        let mut inbound = Inbound::new(&[]);
+        let mut rest = bytes;
+        let mut seen = Vec::new();
+        for piece in pieces.iter().cycle() {
+            loop {
+                match inbound.next(&TERMS, SIZE) {
+                    Ok(None) => break,
+                    Ok(Some(Event::Run(request, payload))) => {
+                        let copy = Payload { memory: payload.bytes().to_vec(), length: payload.length };
+                        seen.push(Ok(Event::Run(request, copy)));
+                        inbound.recycle(payload);
+                    }
+                    Ok(Some(event)) => seen.push(Ok(event)),
+                    Err(error) => {
+                        seen.push(Err(error));
+                        return seen;
+                    }
+                }
+            }
+            if rest.is_empty() {
+                return seen;
+            }
+            let vacancy = inbound.vacancy();
+            let count = (*piece).clamp(1, vacancy.len()).min(rest.len());
+            let (now, later) = rest.split_at(count);
+            vacancy[..count].copy_from_slice(now);
+            inbound.received(count);
+            rest = later;
+        }
+        seen
+    }
+
+    fn stream() -> impl Strategy<Value = Vec<u8>> {
+        let request = (0u16..2, 0u16..9, 0..SIZE + 4096, 0u32..3000, any::<u64>());
+        proptest::collection::vec(request, 1..20).prop_map(|requests| {
+            let mut bytes = Vec::new();
+            for (flags, kind, offset, length, cookie) in requests {
+                encode_request(flags, kind, cookie, offset, length, &mut bytes);
+                if kind == NBD_CMD_WRITE {
+                    bytes.extend((0..length).map(|at| (at as u8) ^ (cookie as u8)));
+                }
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_size_mean_the_same(bytes in stream(), pieces in proptest::collection::vec(1usize..200, 1..9)) {
+            let whole = events(&bytes, &[usize::MAX]);
+            prop_assert!(!whole.is_empty());
+            prop_assert_eq!(&whole, &events(&bytes, &pieces));
+            prop_assert_eq!(&whole, &events(&bytes, &[1]));
+        }
+
+        #[test]
+        fn no_bytes_can_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), step in 1usize..40) {
+            let mut magic = NBD_REQUEST_MAGIC.to_be_bytes().to_vec();
+            magic.extend(&bytes);
+            events(&magic, &[step]);
+            events(&bytes, &[step]);
+        }
+    }
+
+    #[test]
+    fn a_large_payload_is_received_where_it_stays() {
+        let mut inbound = Inbound::new(&[]);
+        let mut header = Vec::new();
+        encode_request(0, NBD_CMD_WRITE, 1, 0, SIZE as u32, &mut header);
+        inbound.vacancy()[..REQUEST_LENGTH].copy_from_slice(&header);
+        inbound.received(REQUEST_LENGTH);
+        assert_eq!(inbound.next(&TERMS, SIZE), Ok(None));
+        assert_eq!(inbound.vacancy().len(), SIZE as usize);
+    }
+}

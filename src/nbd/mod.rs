@@ -1,0 +1,28 @@
+//! The NBD protocol, as in the `doc/proto.md` and `doc/uri.md` of the NetworkBlockDevice project.
+//!
+//! The server's half is a core without I/O: [`Handshake`] and [`Inbound`] take bytes and tell what they mean, the
+//! functions of [`reply`] say what to send. Sockets, threads and clocks are the caller's. The client's half,
+//! [`Client`], blocks on any stream that reads and writes; [`copy`] moves whole volumes through it.
+//!
+//! Never here: files, devices, tables of exports, who may connect. Limitations: no TLS, no extended headers, one
+//! metadata context (`base:allocation`).
+
+mod client;
+pub mod copy;
+mod errno;
+mod handshake;
+mod inbound;
+mod negotiate;
+pub mod reply;
+mod request;
+mod stream;
+mod uri;
+pub mod wire;
+
+pub use client::{Client, ClientError, Completion, Status, Ticket};
+pub use errno::NbdErrno;
+pub use handshake::{ExportDescription, Exports, Handshake, Listed, Negotiated, Policy, Progress, transmission_flags};
+pub use inbound::{Event, Inbound, Payload};
+pub use request::{Command, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
+pub use stream::{Stream, write_both};
+pub use uri::{Target, Uri, UriError};

@@ -1,0 +1,367 @@
+//! Objects between their model and their protobuf form. Into protobuf always works; out of it is where input is judged.
+
+use super::proto;
+use crate::model::*;
+use std::path::PathBuf;
+
+/// A message that cannot be what it claims to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed message: {0}")]
+pub struct Malformed(pub String);
+
+impl Malformed {
+    pub(super) fn missing(what: &str) -> Self {
+        Self(format!("{what} is missing"))
+    }
+}
+
+macro_rules! malformed_from {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Malformed {
+            fn from(error: $error) -> Self {
+                Self(error.to_string())
+            }
+        }
+    )*};
+}
+malformed_from!(ParseIdError, NameError, UnknownKind, prost::UnknownEnumValue);
+
+/// Enumerations whose names agree on both sides, except for protobuf's UNSPECIFIED.
+macro_rules! enumeration {
+    ($type:ident { $($variant:ident),* }) => {
+        impl From<$type> for proto::$type {
+            fn from(value: $type) -> Self {
+                match value { $($type::$variant => proto::$type::$variant),* }
+            }
+        }
+
+        impl TryFrom<proto::$type> for $type {
+            type Error = Malformed;
+
+            fn try_from(value: proto::$type) -> Result<Self, Malformed> {
+                match value {
+                    proto::$type::Unspecified => Err(Malformed::missing(stringify!($type))),
+                    $(proto::$type::$variant => Ok($type::$variant)),*
+                }
+            }
+        }
+    };
+}
+enumeration!(ServiceType { Manager, Block });
+enumeration!(ServiceState { Joined, Ready, Down, Removed });
+enumeration!(Phase { Pending, Ready, Failed, Removing });
+enumeration!(Kind { Service, Pool, Volume });
+enumeration!(Protocol { Nbd, NbdUnix });
+
+pub(super) fn enumerated<P, M>(number: i32) -> Result<M, Malformed>
+where
+    P: TryFrom<i32>,
+    Malformed: From<P::Error>,
+    M: TryFrom<P, Error = Malformed>,
+{
+    M::try_from(P::try_from(number)?)
+}
+
+pub(super) fn number<P: Into<i32>>(value: impl Into<P>) -> i32 {
+    value.into().into()
+}
+
+fn required<T>(value: Option<T>, what: &str) -> Result<T, Malformed> {
+    value.ok_or_else(|| Malformed::missing(what))
+}
+
+impl<I: ToString> From<&Meta<I>> for proto::Meta {
+    fn from(meta: &Meta<I>) -> Self {
+        Self {
+            id: meta.id.to_string(),
+            name: meta.name.to_string(),
+            generation: meta.generation.as_u64(),
+            created_at: meta.created_at.as_millis(),
+            updated_at: meta.updated_at.as_millis(),
+            removed_at: meta.removed_at.map(Timestamp::as_millis),
+        }
+    }
+}
+
+impl<I> TryFrom<proto::Meta> for Meta<I>
+where
+    I: std::str::FromStr<Err = ParseIdError>,
+{
+    type Error = Malformed;
+
+    fn try_from(meta: proto::Meta) -> Result<Self, Malformed> {
+        Ok(Self {
+            id: meta.id.parse()?,
+            name: meta.name.parse()?,
+            generation: Generation::new(meta.generation),
+            created_at: Timestamp::from_millis(meta.created_at),
+            updated_at: Timestamp::from_millis(meta.updated_at),
+            removed_at: meta.removed_at.map(Timestamp::from_millis),
+        })
+    }
+}
+
+impl From<&Addresses> for proto::Addresses {
+    fn from(addresses: &Addresses) -> Self {
+        Self { rpc: addresses.rpc.clone(), nbd: addresses.nbd.clone() }
+    }
+}
+
+impl From<proto::Addresses> for Addresses {
+    fn from(addresses: proto::Addresses) -> Self {
+        Self { rpc: addresses.rpc, nbd: addresses.nbd }
+    }
+}
+
+impl From<&Service> for proto::Service {
+    fn from(service: &Service) -> Self {
+        let status = &service.status;
+        Self {
+            meta: Some((&service.meta).into()),
+            spec: Some(proto::ServiceSpec {
+                r#type: number::<proto::ServiceType>(service.spec.service_type),
+                labels: service.spec.labels.clone().into_iter().collect(),
+            }),
+            status: Some(proto::ServiceStatus {
+                state: number::<proto::ServiceState>(status.state),
+                since: status.since.as_millis(),
+                host_name: status.host_name.clone(),
+                addresses: Some((&status.addresses).into()),
+                version: status.version.clone(),
+                manager: status.manager.map(|id| id.to_string()),
+            }),
+        }
+    }
+}
+
+impl TryFrom<proto::Service> for Service {
+    type Error = Malformed;
+
+    fn try_from(service: proto::Service) -> Result<Self, Malformed> {
+        let spec = required(service.spec, "a service's spec")?;
+        let status = required(service.status, "a service's status")?;
+        Ok(Self {
+            meta: required(service.meta, "a service's meta")?.try_into()?,
+            spec: ServiceSpec {
+                service_type: enumerated::<proto::ServiceType, _>(spec.r#type)?,
+                labels: spec.labels.into_iter().collect(),
+            },
+            status: ServiceStatus {
+                state: enumerated::<proto::ServiceState, _>(status.state)?,
+                since: Timestamp::from_millis(status.since),
+                host_name: status.host_name,
+                addresses: status.addresses.map(Into::into).unwrap_or_default(),
+                version: status.version,
+                manager: status.manager.map(|id| id.parse()).transpose()?,
+            },
+        })
+    }
+}
+
+impl From<&Driver> for proto::Driver {
+    fn from(driver: &Driver) -> Self {
+        let Driver::File { path, limit } = driver;
+        file_driver(path.to_string_lossy().into_owned(), *limit)
+    }
+}
+
+/// The driver of a pool of files under `path`.
+pub fn file_driver(path: String, limit: Option<ByteSize>) -> proto::Driver {
+    let file = proto::FileDriver { path, limit: limit.map(ByteSize::as_u64) };
+    proto::Driver { driver: Some(proto::driver::Driver::File(file)) }
+}
+
+impl TryFrom<proto::Driver> for Driver {
+    type Error = Malformed;
+
+    fn try_from(driver: proto::Driver) -> Result<Self, Malformed> {
+        match required(driver.driver, "a pool's driver")? {
+            proto::driver::Driver::File(file) => {
+                let path = PathBuf::from(file.path);
+                let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+                if !path.is_absolute() || !plain || path.as_os_str().len() > 3000 {
+                    return Err(Malformed(format!("'{}' is not an absolute path without '..'", path.display())));
+                }
+                Ok(Driver::File { path, limit: file.limit.map(ByteSize::bytes) })
+            }
+        }
+    }
+}
+
+impl From<&Pool> for proto::Pool {
+    fn from(pool: &Pool) -> Self {
+        let status = &pool.status;
+        Self {
+            meta: Some((&pool.meta).into()),
+            spec: Some(proto::PoolSpec {
+                service: pool.spec.service.to_string(),
+                driver: Some((&pool.spec.driver).into()),
+            }),
+            status: Some(proto::PoolStatus {
+                phase: number::<proto::Phase>(status.phase),
+                observed_generation: status.observed_generation.as_u64(),
+                capacity: status.capacity.map(ByteSize::as_u64),
+                used: status.used.map(ByteSize::as_u64),
+                reserved: status.reserved.as_u64(),
+                message: status.message.clone(),
+            }),
+        }
+    }
+}
+
+impl TryFrom<proto::Pool> for Pool {
+    type Error = Malformed;
+
+    fn try_from(pool: proto::Pool) -> Result<Self, Malformed> {
+        let spec = required(pool.spec, "a pool's spec")?;
+        let status = required(pool.status, "a pool's status")?;
+        Ok(Self {
+            meta: required(pool.meta, "a pool's meta")?.try_into()?,
+            spec: PoolSpec {
+                service: spec.service.parse()?,
+                driver: required(spec.driver, "a pool's driver")?.try_into()?,
+            },
+            status: PoolStatus {
+                phase: enumerated::<proto::Phase, _>(status.phase)?,
+                observed_generation: Generation::new(status.observed_generation),
+                capacity: status.capacity.map(ByteSize::bytes),
+                used: status.used.map(ByteSize::bytes),
+                reserved: ByteSize::bytes(status.reserved),
+                message: status.message,
+            },
+        })
+    }
+}
+
+impl From<&Export> for proto::Export {
+    fn from(export: &Export) -> Self {
+        Self { protocol: number::<proto::Protocol>(export.protocol), uri: export.uri.clone() }
+    }
+}
+
+impl TryFrom<proto::Export> for Export {
+    type Error = Malformed;
+
+    fn try_from(export: proto::Export) -> Result<Self, Malformed> {
+        Ok(Self { protocol: enumerated::<proto::Protocol, _>(export.protocol)?, uri: export.uri })
+    }
+}
+
+impl From<&Volume> for proto::Volume {
+    fn from(volume: &Volume) -> Self {
+        let status = &volume.status;
+        let replica = |r: &Replica| proto::Replica { pool: r.pool.to_string(), service: r.service.to_string() };
+        Self {
+            meta: Some((&volume.meta).into()),
+            spec: Some(proto::VolumeSpec {
+                size: volume.spec.size.as_u64(),
+                pool: volume.spec.pool.map(|id| id.to_string()),
+            }),
+            status: Some(proto::VolumeStatus {
+                phase: number::<proto::Phase>(status.phase),
+                observed_generation: status.observed_generation.as_u64(),
+                placement: status.placement.iter().map(replica).collect(),
+                size: status.size.map(ByteSize::as_u64),
+                exports: status.exports.iter().map(Into::into).collect(),
+                message: status.message.clone(),
+            }),
+        }
+    }
+}
+
+impl TryFrom<proto::Volume> for Volume {
+    type Error = Malformed;
+
+    fn try_from(volume: proto::Volume) -> Result<Self, Malformed> {
+        let spec = required(volume.spec, "a volume's spec")?;
+        let status = required(volume.status, "a volume's status")?;
+        let replica = |r: proto::Replica| -> Result<Replica, Malformed> {
+            Ok(Replica { pool: r.pool.parse()?, service: r.service.parse()? })
+        };
+        Ok(Self {
+            meta: required(volume.meta, "a volume's meta")?.try_into()?,
+            spec: VolumeSpec { size: ByteSize::bytes(spec.size), pool: spec.pool.map(|id| id.parse()).transpose()? },
+            status: VolumeStatus {
+                phase: enumerated::<proto::Phase, _>(status.phase)?,
+                observed_generation: Generation::new(status.observed_generation),
+                placement: status.placement.into_iter().map(replica).collect::<Result<_, _>>()?,
+                size: status.size.map(ByteSize::bytes),
+                exports: status.exports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+                message: status.message,
+            },
+        })
+    }
+}
+
+impl From<&Object> for proto::Object {
+    fn from(object: &Object) -> Self {
+        let object = match object {
+            Object::Service(service) => proto::object::Object::Service(service.into()),
+            Object::Pool(pool) => proto::object::Object::Pool(pool.into()),
+            Object::Volume(volume) => proto::object::Object::Volume(volume.into()),
+        };
+        Self { object: Some(object) }
+    }
+}
+
+impl TryFrom<proto::Object> for Object {
+    type Error = Malformed;
+
+    fn try_from(object: proto::Object) -> Result<Self, Malformed> {
+        Ok(match required(object.object, "an object's body")? {
+            proto::object::Object::Service(service) => Object::Service(service.try_into()?),
+            proto::object::Object::Pool(pool) => Object::Pool(pool.try_into()?),
+            proto::object::Object::Volume(volume) => Object::Volume(volume.try_into()?),
+        })
+    }
+}
+
+impl From<ClusterSpec> for proto::ClusterSpec {
+    fn from(spec: ClusterSpec) -> Self {
+        Self { heartbeat_ms: spec.heartbeat_ms, lease_ms: spec.lease_ms }
+    }
+}
+
+impl From<proto::ClusterSpec> for ClusterSpec {
+    fn from(spec: proto::ClusterSpec) -> Self {
+        Self { heartbeat_ms: spec.heartbeat_ms, lease_ms: spec.lease_ms }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_survive_the_wire() {
+        let now = Timestamp::from_millis(1_700_000_000_000);
+        let (pool, service) = (PoolId::from_bytes([1; 16]), ServiceId::from_bytes([2; 16]));
+        let meta = Meta::new(VolumeId::from_bytes([3; 16]), "v".parse().unwrap(), now);
+        let spec = VolumeSpec { size: ByteSize::mib(8), pool: Some(pool) };
+        let mut volume = Volume::new(meta, spec, vec![Replica { pool, service }]);
+        volume.status.exports.push(Export { protocol: Protocol::Nbd, uri: "nbd://127.0.0.1/v".into() });
+        volume.bury(now);
+        let object = Object::Volume(volume);
+        assert_eq!(Object::try_from(proto::Object::from(&object)), Ok(object));
+
+        let driver = Driver::File { path: "/srv/pool".into(), limit: Some(ByteSize::mib(5)) };
+        let pool = Pool::new(Meta::new(pool, "p".parse().unwrap(), now), PoolSpec { service, driver });
+        let object = Object::Pool(pool);
+        assert_eq!(Object::try_from(proto::Object::from(&object)), Ok(object));
+    }
+
+    #[test]
+    fn paths_that_could_lead_elsewhere_are_refused() {
+        for path in ["", "relative", "/a/../b"] {
+            assert!(Driver::try_from(file_driver(path.into(), None)).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn empty_messages_name_what_is_missing() {
+        let error = Object::try_from(proto::Object::default()).unwrap_err();
+        assert_eq!(error.to_string(), "malformed message: an object's body is missing");
+        assert!(Volume::try_from(proto::Volume::default()).is_err());
+        assert!(enumerated::<proto::Phase, Phase>(77).is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! What a client may send in transmission. The first byte chooses the terms; what is let through must obey them, and
+//! the same must come of the bytes however they are cut.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use symphony::nbd::{Command, Event, Inbound, Terms};
+
+const SIZE: u64 = 1 << 20;
+
+fn check(command: Command, payload: &[u8], terms: &Terms) {
+    let (offset, length, writes) = match command {
+        Command::Flush => return,
+        Command::Read { offset, length } => (offset, length, false),
+        Command::BlockStatus { offset, length, .. } => {
+            assert!(terms.block_status);
+            (offset, length, false)
+        }
+        Command::Write { offset, length, .. } => {
+            assert_eq!(payload.len(), length as usize);
+            (offset, length, true)
+        }
+        Command::Trim { offset, length, .. } | Command::WriteZeroes { offset, length, .. } => (offset, length, true),
+    };
+    assert!(length > 0 && offset.checked_add(length.into()).is_some_and(|end| end <= SIZE));
+    assert!(offset % u64::from(terms.minimum_block) == 0 && length % terms.minimum_block == 0);
+    assert!(!(writes && terms.read_only));
+}
+
+fn events(mut input: &[u8], piece: usize, terms: &Terms) -> Vec<String> {
+    let mut inbound = Inbound::new(&[]);
+    let mut seen = Vec::new();
+    loop {
+        loop {
+            match inbound.next(terms, SIZE) {
+                Ok(None) => break,
+                Ok(Some(Event::Run(request, payload))) => {
+                    check(request.command, payload.bytes(), terms);
+                    seen.push(format!("{request:?} {:?}", payload.bytes()));
+                    inbound.recycle(payload);
+                }
+                Ok(Some(event)) => seen.push(format!("{event:?}")),
+                Err(error) => {
+                    seen.push(error.to_string());
+                    return seen;
+                }
+            }
+        }
+        if input.is_empty() {
+            return seen;
+        }
+        let vacancy = inbound.vacancy();
+        let count = piece.min(vacancy.len()).min(input.len());
+        assert!(count > 0);
+        let (now, later) = input.split_at(count);
+        vacancy[..count].copy_from_slice(now);
+        inbound.received(count);
+        input = later;
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((choice, input)) = input.split_first() else { return };
+    let terms = Terms {
+        read_only: choice & 1 != 0,
+        structured_replies: choice & 2 != 0,
+        block_status: choice & 2 != 0 && choice & 4 != 0,
+        minimum_block: if choice & 8 != 0 { 512 } else { 1 },
+    };
+    assert_eq!(events(input, usize::MAX, &terms), events(input, 1, &terms));
+});

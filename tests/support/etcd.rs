@@ -1,0 +1,221 @@
+//! Real etcd members on loopback, for tests: started, hurt and brought back at will, gone with the test.
+//!
+//! `SYMPHONY_TEST_ETCD` names another etcd than the one in `PATH`.
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    env,
+    fs::File,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        LazyLock, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// How long a healthy cluster may take to form before a test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug, Default)]
+pub struct EtcdSetup {
+    /// The ports that serve clients, one a member; free ones are taken for those not given.
+    pub client_ports: Vec<u16>,
+    /// Faster, and fit only for tests that kill no member.
+    pub unsafe_no_fsync: bool,
+}
+
+/// A cluster of etcd members. Dropping it kills them and removes their data.
+pub struct Etcd {
+    members: Vec<Member>,
+    initial_cluster: String,
+    setup: EtcdSetup,
+    directory: TempDir,
+}
+
+struct Member {
+    name: String,
+    client_url: String,
+    peer_url: String,
+    process: Mutex<Option<Child>>,
+}
+
+impl Etcd {
+    /// Starts `members` members and waits until each of them serves reads and writes.
+    pub async fn start(members: usize) -> Self {
+        Self::start_with(members, EtcdSetup::default()).await
+    }
+
+    pub async fn start_with(members: usize, setup: EtcdSetup) -> Self {
+        let ports = free_ports(2 * members);
+        let member = |place: usize| {
+            let client = setup.client_ports.get(place).copied().unwrap_or(ports[2 * place]);
+            Member {
+                name: format!("etcd-{place}"),
+                client_url: format!("http://127.0.0.1:{client}"),
+                peer_url: format!("http://127.0.0.1:{}", ports[2 * place + 1]),
+                process: Mutex::new(None),
+            }
+        };
+        let members: Vec<_> = (0..members).map(member).collect();
+        let peers: Vec<_> = members.iter().map(|member| format!("{}={}", member.name, member.peer_url)).collect();
+        let directory = TempDir::new().expect("a directory for etcd");
+        let etcd = Self { members, initial_cluster: peers.join(","), setup, directory };
+        for place in 0..etcd.members.len() {
+            etcd.spawn(place);
+        }
+        for place in 0..etcd.members.len() {
+            etcd.wait_until_healthy(place).await;
+        }
+        etcd
+    }
+
+    /// Where the members serve clients.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.client_url.clone()).collect()
+    }
+
+    /// Ends a member as a power cut would.
+    pub fn kill(&self, place: usize) {
+        if let Some(mut child) = self.members[place].process.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            child.kill().expect("kill etcd");
+            child.wait().expect("wait for etcd");
+        }
+    }
+
+    /// Makes a member hang: its connections stay, and nothing is answered.
+    pub fn pause(&self, place: usize) {
+        self.signal(place, Signal::SIGSTOP);
+    }
+
+    pub fn resume(&self, place: usize) {
+        self.signal(place, Signal::SIGCONT);
+    }
+
+    /// Starts a member that was killed, on its old data.
+    pub fn restart(&self, place: usize) {
+        self.kill(place);
+        self.spawn(place);
+    }
+
+    /// Waits until the member answers a read that needs the quorum.
+    pub async fn wait_until_healthy(&self, place: usize) {
+        let member = &self.members[place];
+        let start = Instant::now();
+        loop {
+            let ask = async {
+                let mut client = etcd_client::Client::connect([&member.client_url], None).await?;
+                client.get("health", None).await
+            };
+            let problem = match tokio::time::timeout(Duration::from_secs(2), ask).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer".to_owned(),
+            };
+            if start.elapsed() > PATIENCE {
+                panic!("{} is not healthy: {problem}\n{}", member.name, self.log(place));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The member that leads the others.
+    pub async fn leader(&self) -> usize {
+        for place in 0..self.members.len() {
+            let mut client =
+                etcd_client::Client::connect([&self.members[place].client_url], None).await.expect("connect");
+            let status = client.status().await.expect("status of a healthy member");
+            if status.header().is_some_and(|header| header.member_id() == status.leader()) {
+                return place;
+            }
+        }
+        panic!("no member leads");
+    }
+
+    fn signal(&self, place: usize, signal: Signal) {
+        let process = self.members[place].process.lock().unwrap_or_else(PoisonError::into_inner);
+        let child = process.as_ref().expect("the member runs");
+        kill(Pid::from_raw(child.id().try_into().expect("a pid")), signal).expect("signal etcd");
+    }
+
+    fn log_path(&self, place: usize) -> PathBuf {
+        self.directory.path().join(format!("{}.log", self.members[place].name))
+    }
+
+    fn log(&self, place: usize) -> String {
+        std::fs::read_to_string(self.log_path(place)).unwrap_or_default()
+    }
+
+    fn spawn(&self, place: usize) {
+        let member = &self.members[place];
+        let log = File::options().create(true).append(true).open(self.log_path(place)).expect("etcd's log");
+        // The kernel kills etcd with the thread that started it, however this process ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(executable());
+        command.args(["--name", &member.name, "--initial-cluster-state", "new", "--logger", "zap"]);
+        command.args(["--log-level", "error", "--initial-cluster", &self.initial_cluster]);
+        command.args(["--listen-client-urls", &member.client_url, "--advertise-client-urls", &member.client_url]);
+        command.args(["--listen-peer-urls", &member.peer_url, "--initial-advertise-peer-urls", &member.peer_url]);
+        command.arg("--data-dir").arg(self.directory.path().join(&member.name));
+        if self.setup.unsafe_no_fsync {
+            command.arg("--unsafe-no-fsync");
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("etcd's log")).stderr(log);
+        let child = spawn_for_life(command);
+        *member.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        (0..self.members.len()).for_each(|place| self.kill(place));
+    }
+}
+
+fn executable() -> PathBuf {
+    if let Some(path) = env::var_os("SYMPHONY_TEST_ETCD") {
+        return path.into();
+    }
+    let places = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&places).map(|place| place.join("etcd")).find(|path: &PathBuf| Path::is_file(path));
+    found.expect("this test needs etcd: apt-get install etcd-server")
+}
+
+/// Ports nobody uses, below those that the kernel hands out to connections: a member that is down for a while would
+/// lose one of those.
+fn free_ports(count: usize) -> Vec<u16> {
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let candidate = || {
+        let port = FIRST + (std::process::id().wrapping_mul(61) % COUNT + NEXT.fetch_add(1, Ordering::SeqCst)) % COUNT;
+        u16::try_from(port).expect("a port")
+    };
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(candidate).filter(free).take(count).collect()
+}
+
+/// Starts a process from a thread that lives as long as this process does: a test's own thread ends with the test,
+/// and would take along what other tests still use.
+fn spawn_for_life(command: Command) -> Child {
+    type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static NURSERY: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
+        let (orders, queue) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, reply) in queue {
+                reply.send(command.spawn()).expect("somebody waits for the child");
+            }
+        });
+        Mutex::new(orders)
+    });
+    let (reply, child) = mpsc::channel();
+    NURSERY.lock().unwrap_or_else(PoisonError::into_inner).send((command, reply)).expect("the nursery lives");
+    child.recv().expect("the nursery answers").expect("start etcd through setpriv (util-linux)")
+}

@@ -1,0 +1,3 @@
+//! What tests of the whole program need around it.
+
+pub mod etcd;
