@@ -323,7 +323,7 @@ h.shutdown()
 #[test]
 fn fio_verifies_what_it_wrote_with_many_requests_in_flight() {
     let bench = Bench::new();
-    let common = ["--iodepth=16", "--size=32m", "--verify=crc32c", "--verify_fatal=1"];
+    let common = ["--iodepth=16", "--verify_state_save=0", "--size=32m", "--verify=crc32c", "--verify_fatal=1"];
     for (name, uri, options) in [
         ("small", bench.tcp("disk"), ["--rw=randwrite", "--bs=4k", "--fsync=64"]),
         ("mixed", bench.unix("disk"), ["--rw=randwrite", "--bsrange=512-256k", "--fsync=32"]),

@@ -72,13 +72,16 @@ fn inspect(path: &Path) -> Result<(), StoreError> {
     })
 }
 
-/// What the medium holds, not what a failed write may have left in the kernel's memory.
+/// What the medium holds: after a failed sync the kernel may go on showing what never got there, unless it is told to
+/// forget.
 fn reopen(path: &Path) -> Result<FileBackend, redb::Error> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     if file.metadata()?.len() == 0 {
         return Err(redb::Error::Corrupted("it is empty".into()));
     }
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)?;
+    if let Err(error) = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
+        tracing::debug!(%error, path = %path.display(), "the kernel may answer from memory what the medium lost");
+    }
     Ok(FileBackend::new(file)?)
 }
 

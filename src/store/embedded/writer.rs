@@ -14,7 +14,7 @@ use std::sync::{
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 /// How many requests may wait, and so how many one write transaction takes at most.
-pub(super) const QUEUE: usize = 512;
+pub(super) const QUEUE: usize = 256;
 
 /// Opens the file, the first time and after every failure.
 pub(super) type Open = Box<dyn Fn() -> Result<Database, StoreError> + Send>;
@@ -90,6 +90,15 @@ enum Failed {
     InDoubt(StoreError),
 }
 
+fn in_doubt(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Unavailable(text) => {
+            StoreError::Unavailable(format!("whether the request took effect is not known: {text}"))
+        }
+        other => other,
+    }
+}
+
 pub(super) struct Writer {
     shared: Arc<Shared>,
     queue: Receiver<Queued>,
@@ -154,7 +163,7 @@ impl Writer {
             Err(Failed::InDoubt(error)) => {
                 tracing::error!(%error, "the store could not write");
                 self.mend();
-                Some(error)
+                Some(in_doubt(error))
             }
         };
         group.into_iter().for_each(|work| work.reply(failure.as_ref()));

@@ -118,7 +118,7 @@ impl Endpoints {
         let next = (place + 1) % self.all.len();
         let left = self.current.compare_exchange(place, next, Ordering::Relaxed, Ordering::Relaxed);
         if left.is_ok() && next != place {
-            tracing::info!(from = %self.all[place].url, to = %self.all[next].url, "leaving an etcd endpoint");
+            tracing::debug!(from = %self.all[place].url, to = %self.all[next].url, "leaving an etcd endpoint");
         }
     }
 

@@ -158,7 +158,8 @@ async fn a_watch_goes_on_without_a_gap_through_a_lost_quorum() {
     assert!(is_unavailable(&store.get(&Key::raw("/k")).await));
     etcd.restart(0);
     etcd.restart(1);
-    (etcd.wait_until_healthy(0).await, etcd.wait_until_healthy(1).await);
+    etcd.wait_until_healthy(0).await;
+    etcd.wait_until_healthy(1).await;
     commit_at_last(&store, "/recovered").await;
     stop.store(true, Ordering::SeqCst);
     let (acknowledged, seen) = (writer.await.expect("the writer"), watcher.await.expect("the watcher"));

@@ -1,0 +1,64 @@
+# symphony: everything a developer or a new machine needs. `make` lists the targets.
+
+TARGET  := $(shell uname -m)-unknown-linux-gnu
+STATIC  := RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET)
+BINARY  := target/symphony
+PROTOX  := target/tools/bin/protox
+SECONDS_EACH ?= 60
+
+# What the tests drive symphony with, and the packages that bring it: program=package.
+PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd \
+            qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs ip=iproute2 setpriv=util-linux jq=jq
+
+.PHONY: help build demo test lint bench fuzz tools test-tools demo-tools clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: tools ## Build the static executable target/symphony
+	$(STATIC)
+	@cp target/$(TARGET)/release/symphony $(BINARY).new && mv $(BINARY).new $(BINARY)
+	@ldd $(BINARY) 2>&1 | grep -q 'statically linked\|not a dynamic executable' || { echo "$(BINARY) is not static"; exit 1; }
+	@ls -lh $(BINARY) | awk '{print "$(BINARY): " $$5 ", static"}'
+
+demo: build demo-tools ## Show the whole way: volume, upload, kill -9, download, compare
+	tests/demo/run $(BINARY)
+
+test: tools test-tools ## Run every test
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  echo cargo nextest run --locked; cargo nextest run --locked; \
+	else \
+	  echo cargo test --locked; cargo test --locked; \
+	fi
+
+lint: tools ## Check formatting and run clippy
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+bench: build test-tools ## Print the control plane's figures, side by side with the raw stores
+	SYMPHONY_BENCH_BINARY=$(abspath $(BINARY)) cargo bench --locked --bench control
+
+fuzz: tools ## Fuzz each parser for SECONDS_EACH seconds (default 60)
+	@test -x target/tools/bin/cargo-fuzz || cargo install cargo-fuzz --root target/tools --locked
+	@for target in $$(sed -n 's/^name = "\(.*\)"/\1/p' tests/fuzz/Cargo.toml | tail -n +2); do \
+	  echo "fuzzing $$target"; mkdir -p tests/fuzz/corpus/$$target; \
+	  RUSTC_BOOTSTRAP=1 target/tools/bin/cargo-fuzz fuzz run --fuzz-dir tests/fuzz $$target \
+	    tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(SECONDS_EACH) || exit 1; \
+	done
+
+# etcd-client's build compiles its protocol with $$PROTOC, which .cargo/config.toml points at this pure-Rust compiler.
+tools: $(PROTOX)
+
+$(PROTOX):
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust from your distribution or with rustup"; exit 1; }
+	cargo install protox --version 0.10.0 --features bin --root target/tools --locked
+
+test-tools:
+	@tests/tools/install $(PROGRAMS)
+
+demo-tools:
+	@tests/tools/install mkfs.ext4=e2fsprogs
+
+clean: ## Remove everything that was built
+	cargo clean

@@ -1,0 +1,49 @@
+//! `make bench`: figures of the control plane, beside what the raw stores do in the same run.
+//!
+//! Not a test: nothing is asserted, the numbers are printed with their goals and ratios. Processes are the static
+//! release executable named by `SYMPHONY_BENCH_BINARY`; etcd is a real cluster of three members on this machine.
+
+mod figures;
+mod processes;
+mod raw;
+#[path = "../support/mod.rs"]
+mod support;
+mod volumes;
+
+use anyhow::{Context, Result};
+use figures::Figures;
+use std::path::PathBuf;
+use support::etcd::Etcd;
+
+fn main() -> Result<()> {
+    // `cargo bench` and `cargo test` pass flags of their own; there is nothing to choose here.
+    let binary: PathBuf = std::env::var_os("SYMPHONY_BENCH_BINARY")
+        .context("SYMPHONY_BENCH_BINARY does not name the executable: run `make bench`")?
+        .into();
+    let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    executor.block_on(run(binary))
+}
+
+async fn run(binary: PathBuf) -> Result<()> {
+    let mut figures = Figures::default();
+    let size = std::fs::metadata(&binary).with_context(|| format!("looking at {}", binary.display()))?.len();
+    figures.add("executable, stripped and static", size as f64 / f64::from(1 << 20), "MiB", Some("under 25"));
+
+    volumes::first_volume(&binary, &mut figures).await?;
+
+    println!("measuring on the embedded store …");
+    let raw = raw::embedded().await?;
+    let cloud = processes::Cloud::start(&binary, &[]).await?;
+    volumes::measure("embedded", &cloud, raw, Some("under 10"), &mut figures).await?;
+    drop(cloud);
+
+    println!("measuring on an etcd cluster of three …");
+    let etcd = Etcd::start(3).await;
+    let raw = raw::etcd(&etcd.endpoints()).await?;
+    let cloud = processes::Cloud::start(&binary, &etcd.endpoints()).await?;
+    volumes::measure("etcd", &cloud, raw, Some("under 30"), &mut figures).await?;
+    drop(cloud);
+
+    print!("{figures}");
+    Ok(())
+}
