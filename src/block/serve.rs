@@ -43,7 +43,7 @@ pub enum BlockError {
     Document(#[from] DocumentError),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error(transparent)]
+    #[error("cannot serve NBD; choose another port with --nbd-port (0 takes a free one)")]
     Export(#[from] ServerError),
     #[error("the gRPC server failed")]
     Serve(#[from] tonic::transport::Error),

@@ -2,7 +2,7 @@
 
 use crate::backend::file::FilePool;
 use crate::backend::{Backend, BackendError, PoolIdentity, VolumeLayout};
-use crate::export::{ExportTable, Retired, ServedExport};
+use crate::export::{ExportTable, ServedExport};
 use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
@@ -50,16 +50,22 @@ pub struct Worker {
     cluster: ClusterId,
     pools: Mutex<BTreeMap<PoolId, Arc<dyn Backend>>>,
     exports: Arc<ExportTable>,
+    /// Which volumes are in the export table. By id: a name may pass from a volume that goes to one that comes.
+    served: Mutex<BTreeMap<VolumeId, Name>>,
     doors: Doors,
 }
 
 impl Worker {
     pub fn new(cluster: ClusterId, exports: Arc<ExportTable>, doors: Doors) -> Self {
-        Self { cluster, pools: Mutex::default(), exports, doors }
+        Self { cluster, pools: Mutex::default(), exports, served: Mutex::default(), doors }
     }
 
     fn pools(&self) -> MutexGuard<'_, BTreeMap<PoolId, Arc<dyn Backend>>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn served(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Name>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pool(&self, id: PoolId) -> Result<Arc<dyn Backend>, TaskError> {
@@ -80,7 +86,7 @@ impl Worker {
                 Some(volume_report(volume, self.remove_volume(volume).map(|()| Observed::Absent)))
             }
             Task::RetireVolume(volume) => {
-                self.retire(volume.name.as_str());
+                self.retire(volume.id);
                 None
             }
         };
@@ -134,25 +140,29 @@ impl Worker {
         })?;
         let io = backend.open_volume(volume.id)?;
         let size = ByteSize::bytes(io.size());
-        if self.exports.users(volume.name.as_str()).is_none() {
+        if !self.served().contains_key(&volume.id) {
             let description = format!("symphony volume {}", volume.id);
             let name = volume.name.to_string();
             self.exports.publish(ServedExport { name, description, io, read_only: false })?;
+            self.served().insert(volume.id, volume.name.clone());
         }
         Ok(ServedVolume { size, exports: self.exports_of(&volume.name) })
     }
 
     fn remove_volume(&self, volume: &VolumeAssignment) -> Result<(), TaskError> {
         let backend = self.pool(volume.pool)?;
-        self.retire(volume.name.as_str());
+        self.retire(volume.id);
         backend.remove_volume(volume.id)?;
         Ok(())
     }
 
-    /// Cuts the clients of an export and waits until none of their operations is in flight.
-    fn retire(&self, name: &str) {
-        if let Retired::Gone = self.exports.retire(name) {
-            tracing::debug!(%name, "an export was retired");
+    /// Cuts the clients of a volume, if it is served, and waits until none of their operations is in flight.
+    fn retire(&self, id: VolumeId) {
+        let name = self.served().get(&id).cloned();
+        if let Some(name) = name {
+            let retired = self.exports.retire(name.as_str());
+            tracing::debug!(%name, ?retired, "a volume is served no more");
+            self.served().remove(&id);
         }
     }
 
@@ -181,7 +191,7 @@ impl Worker {
             let mut failure = None;
             match backend.observe_volumes() {
                 Ok(volumes) => inventory.volumes.extend(volumes.into_iter().map(|mut volume| {
-                    volume.exported = self.exports.users(&volume.name).is_some();
+                    volume.exported = self.served().contains_key(&volume.id);
                     volume
                 })),
                 Err(error) => failure = Some(chain(&error)),
@@ -193,9 +203,8 @@ impl Worker {
 
     /// Stops serving everything and closes every pool, as after a removal from the cluster.
     pub fn close(&self) {
-        for (name, _) in self.exports.list() {
-            self.retire(&name);
-        }
+        let served: Vec<VolumeId> = self.served().keys().copied().collect();
+        served.into_iter().for_each(|id| self.retire(id));
         self.pools().clear();
     }
 }

@@ -1,14 +1,14 @@
 //! `ctl volume …`
 
-use super::connect::{Session, answer, object};
+use super::connect::{Manager, Session, answer, object};
 use super::copy;
 use super::output::{self, fields, table};
 use super::wait::{Until, settle};
-use crate::model::{ByteSize, Kind, Object, PoolId, Volume};
+use crate::model::{ByteSize, Kind, Object, PoolId, Service, ServiceId, ServiceState, Volume};
 use crate::rpc::proto;
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -89,8 +89,9 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             let pools = super::pool::all(&mut manager).await?;
             let names: BTreeMap<PoolId, String> =
                 pools.into_iter().map(|pool| (pool.meta.id, pool.meta.name.to_string())).collect();
+            let down = silent_services(&mut manager).await?;
             let header = ["NAME", "SIZE", "PHASE", "POOL", "EXPORT", "MESSAGE"];
-            let people = |volumes: &[Volume]| table(&header, volumes.iter().map(|it| row(it, &names)).collect());
+            let people = |volumes: &[Volume]| table(&header, volumes.iter().map(|it| row(it, &names, &down)).collect());
             output::list(session.format, &volumes, |volume| volume.meta.name.to_string(), people)
         }
         Verb::Get { volume } => {
@@ -123,8 +124,17 @@ async fn settled(session: &Session, volume: Object) -> Result<()> {
     })
 }
 
-fn row(volume: &Volume, pools: &BTreeMap<PoolId, String>) -> Vec<String> {
+/// Block services that hold no lease now: what was last known of their volumes may not be so any more.
+async fn silent_services(manager: &mut Manager) -> Result<BTreeSet<ServiceId>> {
+    let services = manager.list(Kind::Service).await?;
+    let silent = |service: Service| (service.status.state != ServiceState::Ready).then_some(service.meta.id);
+    services.into_iter().map(super::service::expect).filter_map(|service| service.map(silent).transpose()).collect()
+}
+
+fn row(volume: &Volume, pools: &BTreeMap<PoolId, String>, down: &BTreeSet<ServiceId>) -> Vec<String> {
     let status = &volume.status;
+    let cut_off = status.placement.iter().all(|replica| down.contains(&replica.service));
+    let message = if cut_off { Some("its service is down".to_owned()) } else { status.message.clone() };
     let pool = |id: PoolId| pools.get(&id).cloned().unwrap_or_else(|| id.to_string());
     vec![
         volume.meta.name.to_string(),
@@ -132,7 +142,7 @@ fn row(volume: &Volume, pools: &BTreeMap<PoolId, String>) -> Vec<String> {
         status.phase.to_string(),
         status.placement.iter().map(|replica| pool(replica.pool)).collect::<Vec<_>>().join(", "),
         status.exports.first().map(|export| export.uri.clone()).unwrap_or_default(),
-        status.message.clone().unwrap_or_default(),
+        message.unwrap_or_default(),
     ]
 }
 

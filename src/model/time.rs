@@ -18,6 +18,7 @@ pub struct Timestamp(u64);
 pub struct ParseTimestampError(String);
 
 impl Timestamp {
+    pub const EPOCH: Self = Self(0);
     /// 9999-12-31T23:59:59Z, the last time RFC 3339 can write.
     const MAX_MILLIS: u64 = 253_402_300_799_000;
 

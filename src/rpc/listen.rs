@@ -22,7 +22,7 @@ pub type Admission = Arc<dyn Fn(&TcpStream) -> Result<(), String> + Send + Sync>
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address}; choose another port with --listen-port (0 takes a free one)")]
     Tcp { address: SocketAddr, source: std::io::Error },
     #[error("cannot listen on the control socket {path}", path = path.display())]
     Unix { path: PathBuf, source: std::io::Error },

@@ -50,7 +50,7 @@ fn a_peer_that_is_not_admitted_hears_why() {
     old.write_all(&[&NBD_FLAG_C_FIXED_NEWSTYLE.to_be_bytes()[..], &name].concat()).expect("a request");
     let mut greeting = [0; 18];
     old.read_exact(&mut greeting).expect("a greeting");
-    assert_eq!(rest(&mut old), []);
+    assert_eq!(rest(&mut old), Vec::<u8>::new());
 }
 
 #[test]
