@@ -21,6 +21,7 @@ pub fn create_pool(
     if limit.is_some_and(|limit| limit.as_u64() == 0) {
         return Err(Refusal::Invalid("a pool's limit must not be zero".into()));
     }
+    draft.claim(Kind::Pool, name, id)?;
     let same = |pool: &&Pool| {
         let Driver::File { path: other, .. } = &pool.spec.driver;
         pool.spec.service == service.meta.id && other == path
@@ -29,7 +30,6 @@ pub fn create_pool(
         let (path, other) = (path.display(), &other.meta.name);
         return Err(Refusal::Precondition(format!("{path} is the directory of pool '{other}' already")));
     }
-    draft.claim(Kind::Pool, name, id)?;
     // A service that is removed meanwhile must not end up with a pool.
     draft.guard::<Service>(service.meta.id);
     let spec = PoolSpec { service: service.meta.id, driver: driver.clone() };
