@@ -5,6 +5,7 @@ STATIC  := RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --rele
 BINARY  := target/symphony
 PROTOX  := target/tools/bin/protox
 SECONDS_EACH ?= 60
+FUZZERS := $(notdir $(wildcard tests/fuzz/seeds/*))
 
 # What the tests drive symphony with, and the packages that bring it: program=package.
 PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd \
@@ -39,12 +40,12 @@ lint: tools ## Check formatting and run clippy
 bench: build test-tools ## Print the control plane's figures, side by side with the raw stores
 	SYMPHONY_BENCH_BINARY=$(abspath $(BINARY)) cargo bench --locked --bench control
 
-fuzz: tools ## Fuzz each parser for SECONDS_EACH seconds (default 60)
+fuzz: tools ## Fuzz every parser, each for SECONDS_EACH seconds (default 60)
 	@test -x target/tools/bin/cargo-fuzz || cargo install cargo-fuzz --root target/tools --locked
-	@for target in $$(sed -n 's/^name = "\(.*\)"/\1/p' tests/fuzz/Cargo.toml | tail -n +2); do \
-	  echo "fuzzing $$target"; mkdir -p tests/fuzz/corpus/$$target; \
-	  RUSTC_BOOTSTRAP=1 target/tools/bin/cargo-fuzz fuzz run --fuzz-dir tests/fuzz $$target \
-	    tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(SECONDS_EACH) || exit 1; \
+	@for target in $(FUZZERS); do \
+	  echo "fuzzing $$target"; mkdir -p tests/fuzz/target/corpus/$$target; \
+	  RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo fuzz run --dev -s none --fuzz-dir tests/fuzz $$target \
+	    tests/fuzz/target/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(SECONDS_EACH) -rss_limit_mb=2048 || exit 1; \
 	done
 
 # etcd-client's build compiles its protocol with $$PROTOC, which .cargo/config.toml points at this pure-Rust compiler.

@@ -6,10 +6,11 @@
 use super::directory::{Directory, FileError};
 use super::document::{Document, DocumentError, load, save};
 use super::files::make_directory;
+use super::lock::Lock;
 use super::unix_socket::{SocketError, check_socket_path, free_socket_path};
 use crate::model::ServiceType;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -53,7 +54,7 @@ const ROLE: &str = "role.json";
 pub struct ConfigDir {
     path: PathBuf,
     role: ServiceType,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl ConfigDir {
@@ -148,19 +149,15 @@ fn check_exposure(path: &Path) -> Result<(), ConfigDirError> {
 }
 
 /// The lock file is never removed: whoever locks a removed one would share the directory with whoever made it anew.
-fn take_lock(directory: &Path) -> Result<File, ConfigDirError> {
+fn take_lock(directory: &Path) -> Result<Lock, ConfigDirError> {
     let path = directory.join(LOCK);
     let failed = |action| move |error: io::Error| FileError::new(action, directory.join(LOCK), error);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(&path).map_err(failed("open"))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(ConfigDirError::Locked { path: directory.to_owned(), holder: holder(&mut file) });
-        }
-        Err(TryLockError::Error(error)) => return Err(failed("lock")(error).into()),
-    }
+    let Some(lock) = Lock::try_take(&file).map_err(failed("lock"))? else {
+        return Err(ConfigDirError::Locked { path: directory.to_owned(), holder: holder(&mut file) });
+    };
     let write = |file: &mut File| {
         file.set_len(0)?;
         file.seek(SeekFrom::Start(0))?;
@@ -168,7 +165,7 @@ fn take_lock(directory: &Path) -> Result<File, ConfigDirError> {
     };
     // Only ever read to word a message, so it need not be durable.
     write(&mut file).map_err(failed("write"))?;
-    Ok(file)
+    Ok(lock)
 }
 
 /// Who wrote itself into the lock file; it may be about to, so its absence is no error.

@@ -4,13 +4,14 @@
 //! New files are private to their owner. Nothing here is durable until the matching `sync` has returned; the order in
 //! which a caller stages, syncs and publishes is its own promise to keep.
 
+use super::lock::Lock;
 use crate::model::ByteSize;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat, mkdirat};
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -116,14 +117,9 @@ impl Directory {
         FileError::new(action, self.path_of(name), source)
     }
 
-    /// Locks the directory itself (`flock`) until it is dropped; false if somebody else, here or in another process,
-    /// holds it. Works the same through symbolic links and bind mounts, since the lock sits on the inode.
-    pub fn try_lock(&self) -> Result<bool, FileError> {
-        match self.file.try_lock() {
-            Ok(()) => Ok(true),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(FileError::new("lock the directory", &self.path, error)),
-        }
+    /// Locks the directory itself; none if somebody else holds it.
+    pub fn try_lock(&self) -> Result<Option<Lock>, FileError> {
+        Lock::try_take(&self.file).map_err(|error| FileError::new("lock the directory", &self.path, error))
     }
 
     /// Says why names cannot be added or removed, if they cannot.
@@ -385,13 +381,14 @@ mod tests {
     #[test]
     fn a_directory_is_locked_once_however_it_is_reached() {
         let (keep, directory) = scratch();
-        assert!(directory.try_lock().unwrap());
+        let lock = directory.try_lock().unwrap();
+        assert!(lock.is_some());
         let link = keep.path().join("link");
         std::os::unix::fs::symlink(keep.path(), &link).unwrap();
         let again = Directory::open(&link).unwrap();
-        assert!(!again.try_lock().unwrap());
-        drop(directory);
-        assert!(again.try_lock().unwrap());
+        assert!(again.try_lock().unwrap().is_none());
+        drop(lock);
+        assert!(again.try_lock().unwrap().is_some());
     }
 
     #[test]

@@ -94,6 +94,10 @@ pub fn stage<'d, T: Document>(directory: &'d Directory, name: &str, content: &T)
         path: directory.path_of(name),
         source,
     })?;
+    // What could not be read again must not be written.
+    if text.len() as u64 > MAX_FILE {
+        return Err(FileError::new("write", directory.path_of(name), std::io::ErrorKind::FileTooLarge).into());
+    }
     Ok(directory.stage(name, text.as_bytes(), PRIVATE)?)
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 /// Larger files than this are not ours, in bytes.
-pub(super) const MAX_FILE: u64 = 64 << 20;
+pub(super) const MAX_FILE: u64 = 256 << 20;
 
 /// Replaces the file durably: new content beside it, synced, renamed over it, directory synced. After an error the file
 /// holds the old content or the new, whole. The mode is subject to the umask.

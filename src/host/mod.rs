@@ -11,14 +11,15 @@ pub mod directory;
 pub mod disk;
 pub mod document;
 pub mod files;
+pub mod lock;
 mod identity;
 pub mod peer;
 pub mod unix_socket;
 
-pub use aside::put_aside;
 pub use config_dir::{ConfigDir, ConfigDirError};
 pub use document::{Document, DocumentError, load_document, save_document};
 pub use peer::{is_local_peer, tcp_peer};
+pub use aside::put_aside;
 
 /// The host's name as the kernel has it; a name that is not UTF-8 keeps its readable part.
 pub fn host_name() -> std::io::Result<String> {

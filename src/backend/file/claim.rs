@@ -9,6 +9,7 @@ use crate::backend::{BackendError, Ensured, PoolIdentity, Removed};
 use crate::host::directory::{Directory, FileError};
 use crate::host::document::{load, load_document, save};
 use crate::host::files::make_directory;
+use crate::host::lock::Lock;
 use crate::model::ByteSize;
 use std::collections::HashMap;
 use std::io;
@@ -28,9 +29,8 @@ pub(super) fn ensure(
         )));
     }
     let root = open_root(path, made)?;
-    lock_for(&root, identity)?;
+    let _lock = lock_for(&root, identity)?;
     root.check_writable()?;
-    root.sweep_staged(|name| name == MARKER)?;
     let done = match load::<Marker>(&root, MARKER)? {
         None if made => {
             return Err(lost(&root, format!("its marker {MARKER} is missing; is its file system mounted?")));
@@ -38,6 +38,7 @@ pub(super) fn ensure(
         None => claim(&root, identity)?,
         Some(_) => ensure_marker(&root, identity)?,
     };
+    sweep_marker(&root)?;
     let volumes = match root.open_child(VOLUMES)? {
         Some(volumes) => volumes,
         None if made => return Err(lost(&root, format!("its directory {VOLUMES} is missing"))),
@@ -50,7 +51,7 @@ pub(super) fn ensure(
     root.sync()?;
     volumes.sync()?;
     let settings = Mutex::new(Settings { identity: identity.clone(), limit });
-    let pool = FilePool { root, volumes, settings, open: Mutex::new(HashMap::new()), turns: Default::default() };
+    let pool = FilePool { _lock, root, volumes, settings, open: Mutex::new(HashMap::new()), turns: Default::default() };
     Ok((pool, done))
 }
 
@@ -75,9 +76,9 @@ fn open_root(path: &Path, made: bool) -> Result<Directory, BackendError> {
 }
 
 /// Locks the directory; where that fails, another pool's name says more than a lock's.
-fn lock_for(root: &Directory, identity: &PoolIdentity) -> Result<(), BackendError> {
-    if root.try_lock()? {
-        return Ok(());
+fn lock_for(root: &Directory, identity: &PoolIdentity) -> Result<Lock, BackendError> {
+    if let Some(lock) = root.try_lock()? {
+        return Ok(lock);
     }
     if let Some(marker) = load::<Marker>(root, MARKER)? {
         check_owner(root, &marker, identity)?;
@@ -87,6 +88,7 @@ fn lock_for(root: &Directory, identity: &PoolIdentity) -> Result<(), BackendErro
 
 /// Takes an empty directory for the pool.
 fn claim(root: &Directory, identity: &PoolIdentity) -> Result<Ensured, BackendError> {
+    sweep_marker(root)?;
     let mut foreign: Vec<String> = root.names()?.into_iter().filter(|name| name != LOST_AND_FOUND).collect();
     if !foreign.is_empty() {
         foreign.sort();
@@ -99,6 +101,12 @@ fn claim(root: &Directory, identity: &PoolIdentity) -> Result<Ensured, BackendEr
     refuse_nested(root.path())?;
     save(root, MARKER, &Marker::from(identity))?;
     Ok(Ensured::Created)
+}
+
+/// Removes what is left of a marker whose writing was cut short. The caller holds the lock.
+fn sweep_marker(root: &Directory) -> Result<(), BackendError> {
+    root.sweep_staged(|name| name == MARKER)?;
+    Ok(())
 }
 
 /// Makes the marker that is there say the pool's present name.
@@ -132,13 +140,15 @@ fn refuse_nested(path: &Path) -> Result<(), BackendError> {
     // The directory itself is not above itself.
     for above in real.ancestors().skip(usize::from(existing == path)) {
         let marker = above.join(MARKER);
-        // A marker that cannot be read is a marker all the same; a file above is for the making of directories to meet.
+        // A directory above need not be readable, and a file above is for the making of directories to meet.
         let unseen = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
         match std::fs::symlink_metadata(&marker) {
-            Ok(_) => {
-                let owner = load_document::<Marker>(&marker)?.map_or("nobody knows which".to_owned(), |it| it.owner());
-                return Err(BackendError::Taken { place: above.display().to_string(), owner });
-            }
+            Ok(_) => match load_document::<Marker>(&marker)? {
+                Some(found) => {
+                    return Err(BackendError::Taken { place: above.display().to_string(), owner: found.owner() });
+                }
+                None => {}
+            },
             Err(error) if unseen.contains(&error.kind()) => {}
             Err(error) => return Err(FileError::new("look for", marker, error).into()),
         }
@@ -156,13 +166,14 @@ pub(super) fn release_at(identity: &PoolIdentity, path: &Path) -> Result<Removed
         Some(marker) if !marker.marks(identity) => return Ok(Removed::WasAbsent),
         _ => {}
     }
-    lock_for(&root, identity)?;
+    let _lock = lock_for(&root, identity)?;
     // Between the look and the lock the directory may have become another pool's.
     match load::<Marker>(&root, MARKER)? {
         Some(marker) if marker.marks(identity) => release(&root),
         Some(_) => Ok(Removed::WasAbsent),
         None => {
             // The marker may have gone in a process that was killed before that was durable.
+            sweep_marker(&root)?;
             root.sync()?;
             Ok(Removed::WasAbsent)
         }
@@ -182,6 +193,7 @@ pub(super) fn release(root: &Directory) -> Result<Removed, BackendError> {
         root.remove_child(VOLUMES)?;
     }
     let removed = root.remove_file(MARKER)?;
+    sweep_marker(root)?;
     root.sync()?;
     Ok(if removed { Removed::Gone } else { Removed::WasAbsent })
 }

@@ -19,14 +19,13 @@
 mod claim;
 mod inventory;
 mod layout;
-#[cfg(test)]
-mod tests;
 mod turns;
 mod volume;
 
 use super::{Backend, BackendError, Ensured, PoolIdentity, Removed, VolumeLayout};
 use crate::host::directory::{Directory, FileError};
 use crate::host::document::DocumentError;
+use crate::host::lock::Lock;
 use crate::io::{BlockIo, FileIo};
 use crate::model::{ByteSize, InventoryVolume, Name, PoolCapacity, VolumeId};
 use std::collections::HashMap;
@@ -34,10 +33,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use turns::Turns;
 
-/// One pool in one directory. There is at most one value of this type per directory, in any process.
+/// One pool in one directory. There is at most one value of this type per directory, in any process. What it opened lives
+/// on when it is dropped; close that before the pool is opened again, or two handles on one volume will not share their
+/// failures.
 #[derive(Debug)]
 pub struct FilePool {
-    /// Holds the lock on the pool for as long as this value lives.
+    _lock: Lock,
     root: Directory,
     volumes: Directory,
     settings: Mutex<Settings>,

@@ -35,22 +35,23 @@ const NOBODY: u32 = 65534;
 /// Why a peer is not taken for local and trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerRefused {
-    #[error("the peer {peer} is not on this host's loopback: {ADVICE}")]
+    #[error("the peer {peer} is not on this host's loopback: only a connection with mutual TLS is trusted from there")]
     Remote { peer: SocketAddr },
-    #[error("{peer} belongs to user {uid}, not to root or the server's own user {own}: {ADVICE}")]
+    #[error(
+        "{peer} belongs to user {uid}, not to root or the server's own user {own}: \
+        run the command as one of these, or use the control socket or mutual TLS"
+    )]
     OtherUser { peer: String, uid: u32, own: u32 },
     #[error("nobody holds the socket of the peer {peer} any more, so nobody can vouch for it: connect again")]
     Abandoned { peer: SocketAddr },
     #[error(
-        "the system knows no socket of the peer {peer}: it is gone, or in another network namespace such as a \
-         container's: {ADVICE}"
+        "the system knows no socket of the peer {peer}, so it is gone or in another network namespace, as in a \
+         container: run the command outside, or use the control socket or mutual TLS"
     )]
     Unknown { peer: SocketAddr },
     #[error("cannot tell who the peer is")]
     Io(#[source] io::Error),
 }
-
-const ADVICE: &str = "run the command as one of these on the server's host, or use the control socket or mutual TLS";
 
 /// Whether the connection's peer is local and trusted. Asked of the connection itself, the answer holds for whatever can
 /// be read from it: the pair of addresses cannot have passed to another peer while our end is still connected.

@@ -30,7 +30,7 @@ pub(super) fn look_up(own: SocketAddr, other: SocketAddr) -> io::Result<Option<S
     if sender.is_none_or(|sender| sender.pid() != 0) {
         return Err(malformed("it does not come from the kernel"));
     }
-    reply(buffer.get(..length).unwrap_or_default(), own, other)
+    reply(buffer.get(..length).unwrap_or(&buffer), own, other)
 }
 
 /// `nlmsghdr` and `inet_diag_req_v2`.
@@ -76,7 +76,7 @@ fn reply(bytes: &[u8], own: SocketAddr, other: SocketAddr) -> io::Result<Option<
             errno => Err(errno.into()),
         },
         SOCK_DIAG_BY_FAMILY => {
-            let message = Fields(bytes.get(HEADER..).unwrap_or_default());
+            let message = Fields(bytes.get(HEADER..).ok_or_else(|| malformed("it is too short"))?);
             if message.socket(4, 8)? != own || message.socket(6, 24)? != other {
                 return Ok(None);
             }
