@@ -83,6 +83,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Every volume found on the pool's devices, assigned or not; `exported` is false here.
     fn observe_volumes(&self) -> Result<Vec<InventoryVolume>, BackendError>;
 
-    /// Lets go of the pool: its marker disappears, foreign files stay. Refused while volumes are in it.
+    /// Lets go of the pool: its marker disappears, foreign files stay. Refused while volumes are in it, or anything
+    /// else where they belong.
     fn release(&self) -> Result<Removed, BackendError>;
 }

@@ -98,7 +98,9 @@ impl Worker {
         let backend = match open {
             Some(backend) => backend,
             None => {
-                let backend = self.open_pool(pool, pool.made)?;
+                let Driver::File { path, limit } = &pool.driver;
+                let (backend, _) = FilePool::ensure(&self.identity_of(pool), path, *limit, pool.made)?;
+                let backend: Arc<dyn Backend> = Arc::new(backend);
                 self.pools().insert(pool.id, backend.clone());
                 backend
             }
@@ -106,26 +108,21 @@ impl Worker {
         Ok(backend.observe_capacity()?)
     }
 
-    fn open_pool(&self, pool: &PoolAssignment, made: bool) -> Result<Arc<dyn Backend>, TaskError> {
-        let Driver::File { path, limit } = &pool.driver;
-        let identity = PoolIdentity { cluster: self.cluster, pool: pool.id, name: pool.name.clone() };
-        let (backend, _) = FilePool::ensure(&identity, path, *limit, made)?;
-        Ok(Arc::new(backend))
+    fn identity_of(&self, pool: &PoolAssignment) -> PoolIdentity {
+        PoolIdentity { cluster: self.cluster, pool: pool.id, name: pool.name.clone() }
     }
 
     fn release_pool(&self, pool: &PoolAssignment) -> Result<(), TaskError> {
+        let Driver::File { path, .. } = &pool.driver;
         let open = self.pools().get(&pool.id).cloned();
-        let backend = match open {
-            Some(backend) => backend,
-            None => match self.open_pool(pool, true) {
-                Ok(backend) => backend,
-                // It never came to be, or its place is gone or another's: nothing of it is here to let go of.
-                Err(TaskError::Backend(BackendError::PoolLost { .. } | BackendError::Taken { .. })) => return Ok(()),
-                Err(error) => return Err(error),
-            },
-        };
-        backend.release()?;
-        self.pools().remove(&pool.id);
+        match open {
+            Some(backend) => {
+                backend.release()?;
+                self.pools().remove(&pool.id);
+            }
+            // It never came to be, its place is gone, or a release was cut short.
+            None => drop(FilePool::release_at(&self.identity_of(pool), path)?),
+        }
         Ok(())
     }
 

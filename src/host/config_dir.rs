@@ -1,7 +1,8 @@
 //! The config directory: everything one service keeps, and the lock that keeps a second process out of it.
 //!
 //! What the files hold is their owners' business; here are only their places. Secrets are safe by their own modes
-//! (0600, `tls/` 0700); a directory that anybody may write in is refused all the same, for files there can be exchanged.
+//! (0600, `tls/` 0700); a directory that anybody may write in is refused all the same, for files there can be
+//! exchanged.
 
 use super::directory::{Directory, FileError};
 use super::document::{Document, DocumentError, load, save};

@@ -155,7 +155,9 @@ impl Directory {
 
     /// Opens a regular file for reading and writing; none if it does not exist. A symbolic link is not followed.
     pub fn open_file(&self, name: &str) -> Result<Option<File>, FileError> {
-        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        // Opened for both directions not even a pipe makes this wait; O_NONBLOCK would stay with the file and show in
+        // how io_uring treats it.
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         self.regular(name, openat(self, name, flags, Mode::empty()))
     }
 
@@ -170,6 +172,7 @@ impl Directory {
 
     /// The whole content of a regular file, none if it does not exist; a file of more than `limit` bytes is an error.
     pub fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+        // O_NONBLOCK keeps the open from waiting on a pipe; it means nothing to the regular files let through.
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let Some(file) = self.regular(name, openat(self, name, flags, Mode::empty()))? else { return Ok(None) };
         let mut bytes = Vec::new();
@@ -181,7 +184,6 @@ impl Directory {
         Ok(Some(bytes))
     }
 
-    /// `O_NONBLOCK` keeps the open from waiting on a pipe; it means nothing to the regular files let through here.
     fn regular(&self, name: &str, opened: nix::Result<OwnedFd>) -> Result<Option<File>, FileError> {
         let file = match opened {
             Ok(fd) => File::from(fd),

@@ -1,5 +1,5 @@
-//! Files by path: read whole, replaced whole. A reader sees the old content or the new, and so does the next start after
-//! a power cut; never a mixture, never an empty file.
+//! Files by path: read whole, replaced whole. A reader sees the old content or the new, and so does the next start
+//! after a power cut; never a mixture, never an empty file.
 
 use super::directory::{Directory, FileError};
 use std::io;

@@ -1,5 +1,5 @@
-//! The host: the only door to the operating system. Files and directories that survive power cuts, the config directory,
-//! facts about disks, and who is at the other end of a connection.
+//! The host: the only door to the operating system. Files and directories that survive power cuts, the config
+//! directory, facts about disks, and who is at the other end of a connection.
 //!
 //! Never here: what the files mean, gRPC, the store. Every call blocks for as long as the disk does, none longer.
 //!
@@ -11,15 +11,15 @@ pub mod directory;
 pub mod disk;
 pub mod document;
 pub mod files;
-pub mod lock;
 mod identity;
+pub mod lock;
 pub mod peer;
 pub mod unix_socket;
 
+pub use aside::put_aside;
 pub use config_dir::{ConfigDir, ConfigDirError};
 pub use document::{Document, DocumentError, load_document, save_document};
 pub use peer::{is_local_peer, tcp_peer};
-pub use aside::put_aside;
 
 /// The host's name as the kernel has it; a name that is not UTF-8 keeps its readable part.
 pub fn host_name() -> std::io::Result<String> {

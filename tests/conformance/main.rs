@@ -1,5 +1,8 @@
 //! One suite per trait, run against every implementation, and our engines against what the world measures them by.
 
+mod backend;
+mod file_pool;
+mod kill_points;
 mod nbd;
 mod store;
 #[path = "../support/mod.rs"]

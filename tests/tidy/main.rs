@@ -31,8 +31,17 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// What stands beside the dot-files at the top.
 const TOP: &[&str] = &[
-    "Cargo.toml", "Cargo.lock", "build.rs", "src", "proto", "docker-compose.yml", "tests", "README.md", "Makefile",
-    "LICENSE", "CHANGELOG.md",
+    "Cargo.toml",
+    "Cargo.lock",
+    "build.rs",
+    "src",
+    "proto",
+    "docker-compose.yml",
+    "tests",
+    "README.md",
+    "Makefile",
+    "LICENSE",
+    "CHANGELOG.md",
 ];
 
 /// Lines of a file that has one idea in it.

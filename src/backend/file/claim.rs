@@ -46,8 +46,8 @@ pub(super) fn ensure(
     };
     volumes.check_writable()?;
     volumes.sweep_staged(|name| part(name).is_some())?;
-    // A process that was killed may have left names that no sync has covered. Whatever is found from here on is durable,
-    // so that finding things as they should be costs nothing later.
+    // A process that was killed may have left names that no sync has covered. Whatever is found from here on is
+    // durable, so that finding things as they should be costs nothing later.
     root.sync()?;
     volumes.sync()?;
     let settings = Mutex::new(Settings { identity: identity.clone(), limit });
@@ -143,14 +143,12 @@ fn refuse_nested(path: &Path) -> Result<(), BackendError> {
         // A directory above need not be readable, and a file above is for the making of directories to meet.
         let unseen = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
         match std::fs::symlink_metadata(&marker) {
-            Ok(_) => match load_document::<Marker>(&marker)? {
-                Some(found) => {
-                    return Err(BackendError::Taken { place: above.display().to_string(), owner: found.owner() });
-                }
-                None => {}
-            },
-            Err(error) if unseen.contains(&error.kind()) => {}
+            Err(error) if unseen.contains(&error.kind()) => continue,
             Err(error) => return Err(FileError::new("look for", marker, error).into()),
+            Ok(_) => {}
+        }
+        if let Some(found) = load_document::<Marker>(&marker)? {
+            return Err(BackendError::Taken { place: above.display().to_string(), owner: found.owner() });
         }
     }
     Ok(())
@@ -191,6 +189,8 @@ pub(super) fn release(root: &Directory) -> Result<Removed, BackendError> {
             return Err(BackendError::Refused(reason));
         }
         root.remove_child(VOLUMES)?;
+        // After a power cut there may be a marker without this directory, but never the directory without its marker.
+        root.sync()?;
     }
     let removed = root.remove_file(MARKER)?;
     sweep_marker(root)?;

@@ -13,8 +13,8 @@
 //!
 //! Never here: what should exist. Nothing is removed but by [`Backend::remove_volume`] and the pool's release.
 //!
-//! Limitations: images are thin, so a full file system shows as failed writes, not as refused volumes. Pools that lie in
-//! one another by way of bind mounts are not told apart; the same directory reached twice is.
+//! Limitations: images are thin, so a full file system shows as failed writes, not as refused volumes. Pools that lie
+//! in one another by way of bind mounts are not told apart; the same directory reached twice is.
 
 mod claim;
 mod inventory;
@@ -33,9 +33,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use turns::Turns;
 
-/// One pool in one directory. There is at most one value of this type per directory, in any process. What it opened lives
-/// on when it is dropped; close that before the pool is opened again, or two handles on one volume will not share their
-/// failures.
+/// One pool in one directory. There is at most one value of this type per directory, in any process. What it opened
+/// lives on when it is dropped; close that before the pool is opened again, or two handles on one volume will not share
+/// their failures.
 #[derive(Debug)]
 pub struct FilePool {
     _lock: Lock,

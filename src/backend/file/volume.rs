@@ -6,8 +6,9 @@
 //!                              ▼ (remove)
 //!                           sidecar ──▶ nothing
 //! ```
-//! Each arrow is one step that reaches the medium before the next begins; a process killed anywhere leaves one of the
-//! states drawn, and the verb repeated goes on from there.
+//! A process killed anywhere leaves one of the states drawn, and the verb repeated goes on from there. On the way to
+//! the right each step reaches the medium before the next is visible. A power cut during a removal may leave either
+//! file without the other, and both are for the repeated removal to take.
 
 use super::layout::{Sidecar, image, sidecar};
 use super::{FilePool, lock};
@@ -94,7 +95,7 @@ impl FilePool {
     /// anew and not touched. Where it is too short nobody can say whether growth is owed or bytes were lost.
     fn describe(&self, layout: &VolumeLayout, length: ByteSize) -> Result<Ensured, BackendError> {
         self.check_length(layout.id, layout.size, length)?;
-        tracing::warn!(volume = %layout.id, path = %self.image_path(layout.id).display(), "the sidecar was missing: written anew");
+        tracing::warn!(volume = %layout.id, pool = %self.root.path().display(), "a lost sidecar is written anew");
         let file = self.image(layout.id)?;
         self.publish(&Sidecar::from(layout), Some(&file))?;
         Ok(Ensured::Updated)
@@ -137,8 +138,8 @@ impl FilePool {
         Ok(file.set_len(size).map_err(|error| FileError::new("set the size of", self.image_path(layout.id), error))?)
     }
 
-    /// Makes the image durable, then the sidecar visible and durable. The sidecar is staged before the image is synced so
-    /// that a journalling file system commits both at once.
+    /// Makes the image durable, then the sidecar visible and durable. The sidecar is staged before the image is synced
+    /// so that a journalling file system commits both at once.
     fn publish(&self, next: &Sidecar, image: Option<&File>) -> Result<(), BackendError> {
         let staged = stage(&self.volumes, &sidecar(next.id), next)?;
         staged.sync()?;

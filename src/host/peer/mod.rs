@@ -53,8 +53,8 @@ pub enum PeerRefused {
     Io(#[source] io::Error),
 }
 
-/// Whether the connection's peer is local and trusted. Asked of the connection itself, the answer holds for whatever can
-/// be read from it: the pair of addresses cannot have passed to another peer while our end is still connected.
+/// Whether the connection's peer is local and trusted. Asked of the connection itself, the answer holds for whatever
+/// can be read from it: the pair of addresses cannot have passed to another peer while our end is still connected.
 pub fn tcp_peer(connection: &impl AsFd) -> Result<(), PeerRefused> {
     let fd = connection.as_fd().as_raw_fd();
     let peer = address(getpeername(fd))?;

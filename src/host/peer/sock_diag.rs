@@ -63,8 +63,8 @@ fn address(ip: IpAddr) -> [u8; 16] {
     }
 }
 
-/// `nlmsghdr` and either `nlmsgerr` or `inet_diag_msg`. The kernel falls back to listening sockets when no connected one
-/// matches, so an answer about any other pair of addresses is no answer.
+/// `nlmsghdr` and either `nlmsgerr` or `inet_diag_msg`. The kernel falls back to listening sockets when no connected
+/// one matches, so an answer about any other pair of addresses is no answer.
 fn reply(bytes: &[u8], own: SocketAddr, other: SocketAddr) -> io::Result<Option<SocketRecord>> {
     let fields = Fields(bytes);
     if fields.u32(8)? != SEQUENCE {

@@ -232,7 +232,7 @@ fn root_in_another_network_namespace_is_refused() {
     if !is_root() {
         return eprintln!("skipped: only root can make network namespaces");
     }
-    let has = |program: &str| Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
+    let has = |program: &str| Command::new(program).arg("-V").stdout(Stdio::null()).status().is_ok();
     if !has("unshare") || !has("ip") {
         return eprintln!("skipped: it takes unshare (util-linux) and ip (iproute2)");
     }
