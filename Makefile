@@ -1,7 +1,9 @@
 # symphony: everything a developer or a new machine needs. `make` lists the targets.
 
 TARGET  := $(shell uname -m)-unknown-linux-gnu
-STATIC  := RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET)
+# An explicit target keeps the flags away from build scripts and procedural macros.
+STATIC  := RUSTFLAGS="-C target-feature=+crt-static" cargo
+FLAGS   := --locked --target $(TARGET)
 BINARY  := target/symphony
 PROTOX  := target/tools/bin/protox
 SECONDS_EACH ?= 60
@@ -18,7 +20,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: tools ## Build the static executable target/symphony
-	$(STATIC)
+	$(STATIC) build --release $(FLAGS)
 	@cp target/$(TARGET)/release/symphony $(BINARY).new && mv $(BINARY).new $(BINARY)
 	@ldd $(BINARY) 2>&1 | grep -q 'statically linked\|not a dynamic executable' || { echo "$(BINARY) is not static"; exit 1; }
 	@ls -lh $(BINARY) | awk '{print "$(BINARY): " $$5 ", static"}'
@@ -38,7 +40,7 @@ lint: tools ## Check formatting and run clippy
 	cargo clippy --locked --all-targets -- -D warnings
 
 bench: build test-tools ## Print the control plane's figures, side by side with the raw stores
-	SYMPHONY_BENCH_BINARY=$(abspath $(BINARY)) cargo bench --locked --bench control
+	SYMPHONY_BENCH_BINARY=$(abspath $(BINARY)) $(STATIC) bench $(FLAGS) --bench control
 
 fuzz: tools ## Fuzz every parser, each for SECONDS_EACH seconds (default 60)
 	@test -x target/tools/bin/cargo-fuzz || cargo install cargo-fuzz --root target/tools --locked

@@ -1,7 +1,7 @@
 //! The one task that owns what this host holds: it takes assignments, starts tasks, and says how things stand.
 
 use super::ledger::Ledger;
-use super::worker::{Outcome, Worker, chain};
+use super::worker::{Outcome, Worker, chain, failure_text};
 use crate::model::*;
 use crate::reconcile::{Progress, Task, World};
 use crate::runtime::Shutdown;
@@ -346,7 +346,7 @@ fn look_report(last: &PoolReport, seen: Result<PoolCapacity, crate::backend::Bac
             report.failure = None;
         }
         (Ok(_), Observed::Absent | Observed::Unknown) => return None,
-        (Err(error), _) => report.failure = Some(chain(&error)),
+        (Err(error), _) => report.failure = Some(failure_text(&error)),
     }
     Some(Report::Pool(report))
 }

@@ -219,8 +219,13 @@ fn volume_report(volume: &VolumeAssignment, outcome: Result<Observed<ServedVolum
 fn split<T>(outcome: Result<Observed<T>, TaskError>) -> (Observed<T>, Option<String>) {
     match outcome {
         Ok(observed) => (observed, None),
-        Err(error) => (Observed::Unknown, Some(chain(&error))),
+        Err(error) => (Observed::Unknown, Some(failure_text(&error))),
     }
+}
+
+/// An error with its causes, short enough for a report, also within another sentence.
+pub fn failure_text(error: &dyn std::error::Error) -> String {
+    chain(error).chars().take(crate::rpc::MAX_FAILURE / 8).collect()
 }
 
 /// An error with its causes, in one line.

@@ -22,6 +22,11 @@ impl Leadership {
     pub fn guard(&self) -> Compare {
         Compare::Unchanged(Key::leader(), self.began)
     }
+
+    /// The revision that began the term.
+    pub fn began(&self) -> Revision {
+        self.began
+    }
 }
 
 /// Stands for election until shutdown; the receiver tells whether this manager is the leader now.

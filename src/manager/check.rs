@@ -25,8 +25,10 @@ pub async fn check(member: &Member) -> Result<Findings, StoreError> {
     let listing = member.store.list(&Key::root()).await?;
     let revision = listing.revision;
     let stored = View::load(listing);
-    member.view.reached(revision).await;
     let mut findings = Findings::default();
+    if !member.view.reached(revision).await {
+        findings.faults.push("the manager's view is behind the store".into());
+    }
     compare_views(&stored, &member.view.read(), revision, &mut findings.faults);
     check_state(&stored, &mut findings);
     let blocks: Vec<Service> = stored

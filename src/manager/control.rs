@@ -114,7 +114,7 @@ impl Control for Face {
                 status.service_id = Some(member.service.to_string());
                 status.cluster_id = Some(member.cluster.meta.id.to_string());
                 status.cluster_name = Some(member.cluster.meta.name.to_string());
-                status.leader = member.view.read().leader.map(|leader| leader.to_string());
+                status.leader = member.view.read().leader.as_ref().map(|leader| leader.value.to_string());
             }
         }
         Ok(Response::new(status))

@@ -257,7 +257,9 @@ impl Driver {
         if record.spec.service_type != ServiceType::Block {
             return Err(Refusal::Precondition(format!("service {service} is not a block service")));
         }
-        member.view.reached(entry.revision).await;
+        if !member.view.reached(entry.revision).await {
+            return Err(Refusal::Store("this manager's view is behind the store".into()));
+        }
         let presence = Presence::begin(member.store.clone(), member.cluster.spec.lease()).await?;
         let session =
             Session { id: SessionId::generate(), service, manager: member.service, since: member.clock.wall() };

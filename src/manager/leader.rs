@@ -1,5 +1,6 @@
 //! What only the leader does: it notices services whose lease ran out, and forgets those removed long ago.
 
+use super::draft::Draft;
 use super::member::Member;
 use super::plan;
 use super::refusal::Refusal;
@@ -48,25 +49,30 @@ fn overdue(member: &Member, limit: Timestamp) -> (Vec<ServiceId>, Vec<ServiceId>
     (silent, old)
 }
 
+/// Ties the transaction to the term. A term that the view shows to be over is refused at once: its guard would fail
+/// again and again, for everybody who shares the transaction.
+fn in_office(draft: &mut Draft<'_>, term: Leadership) -> Result<(), Refusal> {
+    match &draft.view().leader {
+        Some(leader) if leader.revision == term.began() => {
+            draft.require(term.guard());
+            Ok(())
+        }
+        _ => Err(Refusal::Busy),
+    }
+}
+
 async fn sweep(member: &Member, term: Leadership) -> Result<(), Refusal> {
     let retention = u64::try_from(RETENTION.as_millis()).unwrap_or(u64::MAX);
     let limit = Timestamp::from_millis(member.clock.wall().as_millis().saturating_sub(retention));
     let (silent, old) = overdue(member, limit);
     for id in silent {
         tracing::warn!(service = %id, "the lease ran out: the service is down");
-        let plan = move |draft: &mut super::draft::Draft<'_>| {
-            plan::mark_down(draft, id)?;
-            draft.require(term.guard());
-            Ok(())
-        };
+        let plan = move |draft: &mut Draft<'_>| in_office(draft, term).and_then(|()| plan::mark_down(draft, id));
         member.writer.write(plan).await?;
     }
     for id in old {
-        let plan = move |draft: &mut super::draft::Draft<'_>| {
-            plan::purge_service(draft, id, limit)?;
-            draft.require(term.guard());
-            Ok(())
-        };
+        let plan =
+            move |draft: &mut Draft<'_>| in_office(draft, term).and_then(|()| plan::purge_service(draft, id, limit));
         member.writer.write(plan).await?;
     }
     Ok(())

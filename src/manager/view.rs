@@ -8,7 +8,11 @@ use crate::store::{Batch, Entry, Event, Key, Listing, Place, Revision};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
+
+/// How long to wait for the watch to show what was committed.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A value and the revision that wrote it.
 #[derive(Clone, Debug)]
@@ -79,7 +83,7 @@ stored!(
 pub struct View {
     pub revision: Revision,
     pub cluster: Option<Cluster>,
-    pub leader: Option<ServiceId>,
+    pub leader: Option<Versioned<ServiceId>>,
     pub services: Table<Service>,
     pub sessions: Table<Session>,
     pub pools: Table<Pool>,
@@ -120,7 +124,9 @@ impl View {
     fn put(&mut self, entry: Entry, touched: &mut BTreeSet<ServiceId>) {
         let read = match Place::of(&entry.key) {
             Place::Cluster => decode(&entry).map(|cluster| self.cluster = Some(cluster)),
-            Place::Leader => decode(&entry).map(|leader| self.leader = Some(leader)),
+            Place::Leader => decode(&entry).map(|leader| {
+                self.leader = Some(Versioned { value: Arc::new(leader), revision: entry.revision });
+            }),
             Place::Service(_) => self.take::<Service>(&entry, touched),
             Place::Session(_) => self.take::<Session>(&entry, touched),
             Place::Pool(_) => self.take::<Pool>(&entry, touched),
@@ -280,13 +286,13 @@ impl ViewHandle {
         self.revision.subscribe()
     }
 
-    /// Completes once the view holds everything up to `revision`.
-    pub async fn reached(&self, revision: Revision) {
+    /// Waits until the view holds everything up to `revision`; false if it does not within [`PATIENCE`], as when the
+    /// store went away right after a commit.
+    #[must_use]
+    pub async fn reached(&self, revision: Revision) -> bool {
         let mut changes = self.changes();
-        // The sender lives in self, so that waiting cannot fail.
-        if changes.wait_for(|reached| *reached >= revision).await.is_err() {
-            tracing::error!("the view is gone while it is waited for");
-        }
+        let reached = changes.wait_for(|reached| *reached >= revision);
+        matches!(tokio::time::timeout(PATIENCE, reached).await, Ok(Ok(_)))
     }
 }
 

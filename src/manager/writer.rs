@@ -134,7 +134,9 @@ impl Task {
             };
             match outcome {
                 Ok(Commit::Done(revision)) => {
-                    self.view.reached(revision).await;
+                    if !self.view.reached(revision).await {
+                        tracing::warn!("a commit is not visible yet: the view is behind the store");
+                    }
                     return (batch, Ok(()));
                 }
                 // The view is behind: give it a moment to show what got in between.

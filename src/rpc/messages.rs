@@ -1,7 +1,7 @@
 //! Session messages between their model and their protobuf form.
 
-use super::objects::number;
-use super::{Malformed, proto};
+use super::objects::{bounded, number};
+use super::{MAX_FAILURE, Malformed, proto};
 use crate::model::*;
 use crate::session::{Downward, Greeting, Step, Upward, Welcome};
 use proto::manager_message::Message as Down;
@@ -10,6 +10,13 @@ use std::time::Duration;
 
 /// The longest period a peer may ask for; keeps arithmetic on hostile numbers harmless.
 const MAX_PERIOD_MS: u64 = 3_600_000;
+
+/// The most ways to reach one volume.
+const MAX_EXPORTS: usize = 16;
+
+fn failure(text: String) -> Result<String, Malformed> {
+    bounded(text, MAX_FAILURE, "a failure's text")
+}
 
 fn period(millis: u64, what: &str) -> Result<Duration, Malformed> {
     if (1..=MAX_PERIOD_MS).contains(&millis) {
@@ -128,7 +135,7 @@ impl TryFrom<proto::PoolReport> for PoolReport {
             id: report.id.parse()?,
             generation: Generation::new(report.generation),
             capacity: observed(report.observation, capacity)?,
-            failure: report.failure,
+            failure: report.failure.map(failure).transpose()?,
         })
     }
 }
@@ -155,6 +162,9 @@ impl TryFrom<proto::VolumeReport> for VolumeReport {
 
     fn try_from(report: proto::VolumeReport) -> Result<Self, Malformed> {
         let (size, exports) = (report.size, report.exports);
+        if exports.len() > MAX_EXPORTS {
+            return Err(Malformed(format!("{} exports of one volume", exports.len())));
+        }
         let volume = || {
             Ok(ServedVolume {
                 size: ByteSize::bytes(size),
@@ -165,7 +175,7 @@ impl TryFrom<proto::VolumeReport> for VolumeReport {
             id: report.id.parse()?,
             generation: Generation::new(report.generation),
             volume: observed(report.observation, volume)?,
-            failure: report.failure,
+            failure: report.failure.map(failure).transpose()?,
         })
     }
 }
@@ -249,9 +259,9 @@ impl TryFrom<proto::ServiceMessage> for Upward {
             Up::Hello(hello) => Upward::Hello(Greeting {
                 service: hello.service_id.parse()?,
                 cluster: hello.cluster_id.parse()?,
-                host_name: hello.host_name,
-                addresses: hello.addresses.map(Into::into).unwrap_or_default(),
-                version: hello.version,
+                host_name: bounded(hello.host_name, 253, "a host name")?,
+                addresses: hello.addresses.map(TryInto::try_into).transpose()?.unwrap_or_default(),
+                version: bounded(hello.version, 64, "a version")?,
             }),
             Up::Heartbeat(proto::Heartbeat {}) => Upward::Heartbeat,
             Up::Reports(proto::Reports { sequence, pools, volumes }) => {

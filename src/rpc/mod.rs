@@ -25,3 +25,5 @@ pub const MANAGER_PORT: u16 = 15760;
 pub const BLOCK_PORT: u16 = 15761;
 /// The largest message either side takes, in bytes: a COMPLETE set of some 20,000 volumes.
 pub const MAX_MESSAGE: usize = 16 << 20;
+/// The longest text that says why something failed, in bytes; many fit into a transaction.
+pub const MAX_FAILURE: usize = 4096;

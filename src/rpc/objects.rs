@@ -66,6 +66,14 @@ pub(super) fn number<P: Into<i32>>(value: impl Into<P>) -> i32 {
     value.into().into()
 }
 
+/// Texts from peers end up in the store: each has a limit, in bytes.
+pub(super) fn bounded(text: String, limit: usize, what: &str) -> Result<String, Malformed> {
+    if text.len() > limit {
+        return Err(Malformed(format!("{what} of {} bytes, {limit} are the most", text.len())));
+    }
+    Ok(text)
+}
+
 fn required<T>(value: Option<T>, what: &str) -> Result<T, Malformed> {
     value.ok_or_else(|| Malformed::missing(what))
 }
@@ -107,9 +115,12 @@ impl From<&Addresses> for proto::Addresses {
     }
 }
 
-impl From<proto::Addresses> for Addresses {
-    fn from(addresses: proto::Addresses) -> Self {
-        Self { rpc: addresses.rpc, nbd: addresses.nbd }
+impl TryFrom<proto::Addresses> for Addresses {
+    type Error = Malformed;
+
+    fn try_from(addresses: proto::Addresses) -> Result<Self, Malformed> {
+        let address = |text: Option<String>| text.map(|text| bounded(text, 300, "an address")).transpose();
+        Ok(Self { rpc: address(addresses.rpc)?, nbd: address(addresses.nbd)? })
     }
 }
 
@@ -150,7 +161,7 @@ impl TryFrom<proto::Service> for Service {
                 state: enumerated::<proto::ServiceState, _>(status.state)?,
                 since: Timestamp::from_millis(status.since),
                 host_name: status.host_name,
-                addresses: status.addresses.map(Into::into).unwrap_or_default(),
+                addresses: status.addresses.map(TryInto::try_into).transpose()?.unwrap_or_default(),
                 version: status.version,
                 manager: status.manager.map(|id| id.parse()).transpose()?,
             },
@@ -243,7 +254,10 @@ impl TryFrom<proto::Export> for Export {
     type Error = Malformed;
 
     fn try_from(export: proto::Export) -> Result<Self, Malformed> {
-        Ok(Self { protocol: enumerated::<proto::Protocol, _>(export.protocol)?, uri: export.uri })
+        Ok(Self {
+            protocol: enumerated::<proto::Protocol, _>(export.protocol)?,
+            uri: bounded(export.uri, 1024, "a URI")?,
+        })
     }
 }
 
