@@ -151,13 +151,17 @@ async fn serve(block: &Arc<Block>, listener: Listener, open: bool) -> Result<(),
     let shutdown = block.shutdown.clone();
     let (_reporter, health) = tonic_health::server::health_reporter();
     let control = (!open).then(|| BlockControlServer::new(Face(block.clone())));
-    tonic::transport::Server::builder()
+    let overdue = shutdown.clone();
+    let served = tonic::transport::Server::builder()
         .layer(tonic::service::InterceptorLayer::new(gate))
         .max_concurrent_streams(Some(256))
         .add_service(health)
         .add_optional_service(control)
-        .serve_with_incoming_shutdown(listener.incoming(), async move { shutdown.requested().await })
-        .await
+        .serve_with_incoming_shutdown(listener.incoming(), async move { shutdown.requested().await });
+    tokio::select! {
+        served = served => served,
+        () = overdue.overdue() => Ok(()),
+    }
 }
 
 impl Block {

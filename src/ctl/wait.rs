@@ -106,17 +106,21 @@ fn is_missing(error: &anyhow::Error) -> bool {
 /// Whether the wait is over.
 fn judge(object: &Object, until: Until) -> Result<bool> {
     let (kind, name) = (object.kind(), object.name());
-    let failed = |verb: &str, why: &str| {
+    let failed = |what: &str, why: &str| {
         let text = format!(
-            "{kind} '{name}' could not be {verb}: {why} (it is tried again; `symphony ctl {kind} get {name}` shows how it stands)"
+            "{kind} '{name}' {what}: {why} (it is tried again; `symphony ctl {kind} get {name}` shows how it stands)"
         );
         Err(Failure::Unfulfilled(text).into())
     };
     match (object.phase(), until) {
         ((Phase::Ready, _), Until::Ready) => Ok(true),
-        ((Phase::Failed, why), Until::Ready) => failed("made so", why.unwrap_or("no reason was given")),
-        ((Phase::Removing, Some(why)), Until::Gone) => failed("removed", why),
-        ((Phase::Removing, _), Until::Ready) => failed("made so", "it is being removed"),
+        // What was reported of an older wish says nothing of this one.
+        ((Phase::Failed, _), Until::Ready) | ((Phase::Removing, Some(_)), Until::Gone) if !object.is_observed() => {
+            Ok(false)
+        }
+        ((Phase::Failed, why), Until::Ready) => failed("is not ready", why.unwrap_or("no reason was given")),
+        ((Phase::Removing, Some(why)), Until::Gone) => failed("cannot be removed", why),
+        ((Phase::Removing, _), Until::Ready) => failed("will not be ready", "it is being removed"),
         _ => Ok(false),
     }
 }

@@ -4,7 +4,7 @@ use super::member::Member;
 use super::view::{Stored, View};
 use crate::model::*;
 use crate::store::{Key, Revision, StoreError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What a check found. Faults are wrong; remarks are worth knowing.
@@ -19,17 +19,24 @@ pub struct Findings {
 /// How long a service may take to look at its devices.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long the view may take to learn of what is in the store.
+const LAG: Duration = Duration::from_secs(5);
+
 /// # Errors
 /// If the store cannot be read.
 pub async fn check(member: &Member) -> Result<Findings, StoreError> {
     let listing = member.store.list(&Key::root()).await?;
     let revision = listing.revision;
     let stored = View::load(listing);
+<<<<<<< ours
     let mut findings = Findings::default();
     if !member.view.reached(revision).await {
         findings.faults.push("the manager's view is behind the store".into());
     }
     compare_views(&stored, &member.view.read(), revision, &mut findings.faults);
+=======
+    let mut findings = Findings { faults: compare_when_caught_up(member, &stored, revision).await, ..Findings::default() };
+>>>>>>> theirs
     check_state(&stored, &mut findings);
     let blocks: Vec<Service> = stored
         .services
@@ -51,6 +58,28 @@ pub async fn check(member: &Member) -> Result<Findings, StoreError> {
         }
     }
     Ok(findings)
+}
+
+/// Compares until nothing differs or the view has had time to catch up. Its revision does not tell that it has: others
+/// may share the store, and what they write moves the store's revision and not the view's.
+async fn compare_when_caught_up(member: &Member, stored: &View, revision: Revision) -> Vec<String> {
+    let mut changes = member.view.changes();
+    let compare = || {
+        let mut faults = Vec::new();
+        compare_views(stored, &member.view.read(), revision, &mut faults);
+        faults
+    };
+    let caught_up = async {
+        while !compare().is_empty() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    match tokio::time::timeout(LAG, caught_up).await {
+        Ok(()) => Vec::new(),
+        Err(_) => compare(),
+    }
 }
 
 /// The live view against a fresh reading of the store; what was written after the reading is left out.
@@ -141,6 +170,14 @@ fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Invento
     for pool in &found.pools {
         if let Some(failure) = &pool.failure {
             findings.faults.push(format!("pool {} on service {service}: {failure}", pool.id));
+        }
+    }
+    let open: BTreeSet<PoolId> = found.pools.iter().map(|pool| pool.id).collect();
+    let pools = stored.pools.values().map(|pool| &*pool.value).filter(|pool| pool.spec.service == service);
+    for pool in pools.filter(|pool| matches!(pool.status.phase, Phase::Ready | Phase::Failed)) {
+        if live.get::<Pool>(pool.meta.id) == Some(pool) && !open.contains(&pool.meta.id) {
+            let why = pool.status.message.as_deref().unwrap_or("it is not open");
+            findings.faults.push(format!("pool '{}' on service {service} cannot be used: {why}", pool.meta.name));
         }
     }
     let on_disk: BTreeMap<VolumeId, &InventoryVolume> =

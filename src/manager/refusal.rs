@@ -10,7 +10,7 @@ pub enum Refusal {
     NoSuch { kind: Kind, reference: String },
     #[error("'{reference}' is the host name of several services: name one by its id")]
     Ambiguous { reference: String },
-    #[error("a {kind} named '{name}' exists already")]
+    #[error("a {kind} named '{name}' exists already: choose another name, or see `symphony ctl {kind} get {name}`")]
     NameTaken { kind: Kind, name: Name },
     #[error("{0}")]
     Invalid(String),

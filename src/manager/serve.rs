@@ -105,7 +105,8 @@ impl std::fmt::Display for StoreConfig {
 async fn serve(manager: Arc<Manager>, listener: Listener, shutdown: Shutdown) -> Result<(), tonic::transport::Error> {
     let face = Face(manager);
     let (_reporter, health) = tonic_health::server::health_reporter();
-    tonic::transport::Server::builder()
+    let overdue = shutdown.clone();
+    let served = tonic::transport::Server::builder()
         .layer(tonic::service::InterceptorLayer::new(gate))
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
@@ -114,6 +115,9 @@ async fn serve(manager: Arc<Manager>, listener: Listener, shutdown: Shutdown) ->
         .add_service(ControlServer::new(face.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(EnrollmentServer::new(face.clone()).max_decoding_message_size(64 << 10))
         .add_service(DispatcherServer::new(face).max_decoding_message_size(MAX_MESSAGE))
-        .serve_with_incoming_shutdown(listener.incoming(), async move { shutdown.requested().await })
-        .await
+        .serve_with_incoming_shutdown(listener.incoming(), async move { shutdown.requested().await });
+    tokio::select! {
+        served = served => served,
+        () = overdue.overdue() => Ok(()),
+    }
 }

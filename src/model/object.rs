@@ -100,4 +100,13 @@ impl Object {
             Object::Volume(volume) => (volume.status.phase, volume.status.message.as_deref()),
         }
     }
+
+    /// Whether the status speaks of the present spec, and not of one before it.
+    pub fn is_observed(&self) -> bool {
+        match self {
+            Object::Service(_) => true,
+            Object::Pool(pool) => pool.status.observed_generation == pool.meta.generation,
+            Object::Volume(volume) => volume.status.observed_generation == volume.meta.generation,
+        }
+    }
 }

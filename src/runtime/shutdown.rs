@@ -1,9 +1,13 @@
 //! Ending a process in order: one signal for everybody, and an owner that waits for every task.
 
 use std::future::Future;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// How long peers have to take their leave once the end is requested.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// The tasks of one role and their common end. Clones belong to the same group.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +48,12 @@ impl Shutdown {
     /// Completes once the end is requested.
     pub async fn requested(&self) {
         self.token.cancelled().await;
+    }
+
+    /// Completes once the end was requested and peers have had their time: nobody can hold up the end by holding on.
+    pub async fn overdue(&self) {
+        self.requested().await;
+        tokio::time::sleep(GRACE).await;
     }
 
     pub fn is_requested(&self) -> bool {
