@@ -28,15 +28,8 @@ pub async fn check(member: &Member) -> Result<Findings, StoreError> {
     let listing = member.store.list(&Key::root()).await?;
     let revision = listing.revision;
     let stored = View::load(listing);
-<<<<<<< ours
-    let mut findings = Findings::default();
-    if !member.view.reached(revision).await {
-        findings.faults.push("the manager's view is behind the store".into());
-    }
-    compare_views(&stored, &member.view.read(), revision, &mut findings.faults);
-=======
-    let mut findings = Findings { faults: compare_when_caught_up(member, &stored, revision).await, ..Findings::default() };
->>>>>>> theirs
+    let mut findings =
+        Findings { faults: compare_when_caught_up(member, &stored, revision).await, ..Findings::default() };
     check_state(&stored, &mut findings);
     let blocks: Vec<Service> = stored
         .services
