@@ -1,7 +1,7 @@
 //! The one task that owns what this host holds: it takes assignments, starts tasks, and says how things stand.
 
 use super::ledger::Ledger;
-use super::worker::{Outcome, Worker, chain, failure_text};
+use super::worker::{Outcome, Worker, chain};
 use crate::model::*;
 use crate::reconcile::{Progress, Task, World};
 use crate::runtime::Shutdown;
@@ -23,6 +23,8 @@ pub enum Notice {
     Count(oneshot::Sender<(usize, usize)>),
 }
 
+/// How long tasks may take to finish at the end.
+const FAREWELL: Duration = Duration::from_secs(10);
 /// Tasks at work at the same time.
 const HANDS: usize = 16;
 /// How often capacities are looked at.
@@ -42,13 +44,23 @@ pub struct Agent {
     volumes: BTreeMap<VolumeId, VolumeReport>,
     uplink: Option<mpsc::UnboundedSender<Vec<Report>>>,
     hands: JoinSet<Outcome>,
-    looks: JoinSet<Vec<Report>>,
+    /// When tasks were last planned.
+    planned: Instant,
+    looks: JoinSet<Look>,
+    /// What may be told once the ledger is on disk.
+    held_back: Vec<Report>,
+}
+
+/// What a look in the background came to.
+enum Look {
+    Capacities(Vec<(PoolId, Result<PoolCapacity, String>)>),
+    Inventory,
 }
 
 enum Step {
     Told(Vec<Notice>),
     Finished(Vec<Outcome>),
-    Looked(Vec<Report>),
+    Looked(Look),
     Retry,
     Look,
     Stop,
@@ -67,7 +79,9 @@ impl Agent {
             volumes: BTreeMap::new(),
             uplink: None,
             hands: JoinSet::new(),
+            planned: Instant::now(),
             looks: JoinSet::new(),
+            held_back: Vec::new(),
         }
     }
 
@@ -86,23 +100,47 @@ impl Agent {
                 }
                 Step::Finished(outcomes) => {
                     let now = Instant::now();
-                    let reports = outcomes.into_iter().filter_map(|outcome| self.take_outcome(outcome, now)).collect();
-                    // On disk before anybody is told, so that what was promised once is found again.
-                    self.save().await;
+                    for outcome in outcomes {
+                        let report = self.take_outcome(outcome, now);
+                        self.held_back.extend(report);
+                    }
+                    self.tell_what_is_kept().await;
+                }
+                Step::Looked(Look::Capacities(seen)) => {
+                    let reports = seen.into_iter().filter_map(|(id, seen)| look_report(self.pools.get(&id)?, seen));
+                    let reports = reports.collect();
                     self.tell(reports);
                 }
-                Step::Looked(reports) => self.tell(reports),
-                Step::Retry => {}
-                Step::Look => self.look(),
+                Step::Looked(Look::Inventory) | Step::Retry => {}
+                Step::Look => {
+                    self.tell_what_is_kept().await;
+                    self.look();
+                }
                 Step::Stop => break,
             }
         }
-        while let Some(finished) = self.hands.join_next().await {
-            if let Err(error) = finished {
-                tracing::error!(%error, "a task panicked");
+        let last = async {
+            while let Some(finished) = self.hands.join_next().await {
+                if let Err(error) = finished {
+                    tracing::error!(%error, "a task panicked");
+                }
             }
+        };
+        if tokio::time::timeout(FAREWELL, last).await.is_err() {
+            // Every task can be killed at any instruction and resumed.
+            tracing::error!("tasks are stuck, perhaps on a disk that hangs; they are left behind");
+            self.hands.detach_all();
         }
-        self.looks.shutdown().await;
+        // A look changes nothing, and a disk that hangs must not hold up the end.
+        self.looks.detach_all();
+    }
+
+    /// Tells what was achieved, once the ledger holds it: what was promised once is found again after a reboot.
+    async fn tell_what_is_kept(&mut self) {
+        if self.save().await {
+            let reports = std::mem::take(&mut self.held_back);
+            self.tell(reports);
+        }
     }
 
     async fn select(
@@ -111,7 +149,7 @@ impl Agent {
         looks: &mut tokio::time::Interval,
         group: &Shutdown,
     ) -> Step {
-        let retry = self.world.next_retry();
+        let retry = self.world.next_retry(self.planned);
         let pause = async {
             match retry {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -124,7 +162,7 @@ impl Agent {
             Some(first) = self.hands.join_next() => Step::Finished(self.finished(first)),
             Some(looked) = self.looks.join_next() => Step::Looked(looked.unwrap_or_else(|error| {
                 tracing::error!(%error, "a look at the pools panicked");
-                Vec::new()
+                Look::Inventory
             })),
             () = pause => Step::Retry,
             _ = looks.tick() => Step::Look,
@@ -149,11 +187,12 @@ impl Agent {
 
     /// Starts what is due. Returns reports on what waits for something else.
     async fn advance(&mut self) -> Vec<Report> {
-        let tasks = self.world.plan(&self.assigned, Instant::now());
+        self.planned = Instant::now();
+        let mut tasks = self.world.plan(&self.assigned, self.planned);
         let destroys = |task: &Task| matches!(task, Task::RemoveVolume(_) | Task::ReleasePool(_));
         if tasks.iter().any(destroys) && !self.save().await {
             // A tombstone is on disk before it is acted on, or not acted on.
-            return Vec::new();
+            tasks.retain(|task| !destroys(task));
         }
         for task in tasks {
             if self.hands.len() >= HANDS {
@@ -259,7 +298,7 @@ impl Agent {
                     if reply.send(worker.inventory()).is_err() {
                         tracing::debug!("nobody waits for the inventory any more");
                     }
-                    Vec::new()
+                    Look::Inventory
                 });
             }
             Notice::Count(reply) => {
@@ -304,11 +343,8 @@ impl Agent {
         if !self.looks.is_empty() {
             return;
         }
-        let (worker, last) = (self.worker.clone(), self.pools.clone());
-        self.looks.spawn_blocking(move || {
-            let capacities = worker.capacities();
-            capacities.into_iter().filter_map(|(id, seen)| look_report(last.get(&id)?, seen)).collect()
-        });
+        let worker = self.worker.clone();
+        self.looks.spawn_blocking(move || Look::Capacities(worker.capacities()));
     }
 
     /// Remembers reports and passes on those that say something new.
@@ -330,9 +366,9 @@ impl Agent {
     }
 }
 
-/// A report on a pool that was looked at again, if that is worth a write to the store: it failed, recovered, or moved
+/// A report on a pool that was looked at again, from the last one on it, if that is worth a write to the store: it failed, recovered, or moved
 /// by a hundredth of its capacity.
-fn look_report(last: &PoolReport, seen: Result<PoolCapacity, crate::backend::BackendError>) -> Option<Report> {
+fn look_report(last: &PoolReport, seen: Result<PoolCapacity, String>) -> Option<Report> {
     let mut report = last.clone();
     match (seen, &last.capacity) {
         (Ok(seen), Observed::Known(known)) => {
@@ -346,7 +382,9 @@ fn look_report(last: &PoolReport, seen: Result<PoolCapacity, crate::backend::Bac
             report.failure = None;
         }
         (Ok(_), Observed::Absent | Observed::Unknown) => return None,
-        (Err(error), _) => report.failure = Some(failure_text(&error)),
+        (Err(why), Observed::Known(_)) => report.failure = Some(why),
+        // It was let go of meanwhile.
+        (Err(_), Observed::Absent | Observed::Unknown) => return None,
     }
     Some(Report::Pool(report))
 }

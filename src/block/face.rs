@@ -46,6 +46,7 @@ impl BlockControl for Face {
                     LinkState::Connected(manager) => {
                         (status.state, status.manager) = ("connected".into(), Some(manager));
                     }
+                    LinkState::Unknown(reason) => (status.state, status.message) = ("unknown".into(), Some(reason)),
                     LinkState::Connecting(reason) => (status.state, status.message) = ("connecting".into(), reason),
                     LinkState::Removed => status.state = "removed".into(),
                 }

@@ -3,10 +3,13 @@
 use super::agent::Notice;
 use super::worker::chain;
 use crate::model::{Inventory, Report};
-use crate::rpc::{Fault, dial_address, proto};
+use crate::rpc::{Fault, FaultKind, dial_address, proto};
 use crate::runtime::{Backoff, Shutdown};
 use crate::session::{Downward, Ended, Greeting, ServiceAction, ServiceEvent, ServiceSide, Upward};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use proto::dispatcher_client::DispatcherClient;
+use std::future::Future;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +20,8 @@ use tonic::Streaming;
 pub enum LinkState {
     /// Trying, and why the last try failed.
     Connecting(Option<String>),
+    /// Trying, though a manager of the cluster does not know this service.
+    Unknown(String),
     /// Through this manager.
     Connected(String),
     /// Taken out of the cluster; the link has ended for good.
@@ -27,11 +32,16 @@ pub enum LinkState {
 pub struct Link {
     pub greeting: Greeting,
     pub managers: Vec<String>,
+    /// Managers that are tried whatever was learned.
+    pub seeds: Vec<String>,
     pub notices: mpsc::Sender<Notice>,
     pub state: watch::Sender<LinkState>,
     /// Told whenever the list of managers changes, so that it survives a restart.
     pub learned: mpsc::Sender<Vec<String>>,
 }
+
+/// A session that lasted this long was a good one.
+const LASTED: Duration = Duration::from_secs(1);
 
 impl Link {
     /// Runs until the end is requested or the service is removed.
@@ -54,12 +64,18 @@ impl Link {
                     if matches!(*self.state.borrow(), LinkState::Connected(_)) {
                         tracing::warn!(%manager, reason = %ended, "the session ended");
                         // The list may have changed order: the manager that held the session comes first in it.
-                        next = usize::from(began.elapsed() < Duration::from_secs(1));
-                        backoff.reset();
+                        next = usize::from(began.elapsed() < LASTED);
+                        if began.elapsed() >= LASTED {
+                            backoff.reset();
+                        }
                     } else {
                         tracing::info!(%manager, reason = %ended, "no session yet");
                     }
-                    self.state.send_replace(LinkState::Connecting(Some(format!("{manager}: {ended}"))));
+                    let reason = format!("{manager}: {ended}");
+                    self.state.send_replace(match ended {
+                        Ended::Unknown(_) => LinkState::Unknown(reason),
+                        _ => LinkState::Connecting(Some(reason)),
+                    });
                 }
             }
             tokio::select! {
@@ -87,8 +103,15 @@ impl Link {
         };
         let (uplink, reports) = mpsc::unbounded_channel();
         let (core, first) = ServiceSide::begin(self.greeting.clone(), Instant::now());
-        let mut driver =
-            Driver { link: self, core, outbound, uplink: Some(uplink), manager, inventory: None, leaving: false };
+        let mut driver = Driver {
+            link: self,
+            core,
+            outbound,
+            uplink: Some(uplink),
+            manager,
+            inventories: FuturesUnordered::new(),
+            leaving: false,
+        };
         driver.run(first, inbound, reports, group).await
     }
 }
@@ -100,20 +123,12 @@ struct Driver<'l> {
     /// Handed to the agent once the session is open.
     uplink: Option<mpsc::UnboundedSender<Vec<Report>>>,
     manager: &'l str,
-    inventory: Option<(u64, oneshot::Receiver<Inventory>)>,
+    /// Looks at the devices that are under way.
+    inventories: FuturesUnordered<Taking>,
     leaving: bool,
 }
 
-async fn taken(inventory: &mut Option<(u64, oneshot::Receiver<Inventory>)>) -> (u64, Option<Inventory>) {
-    match inventory {
-        Some((nonce, receiver)) => {
-            let (nonce, found) = (*nonce, receiver.await.ok());
-            *inventory = None;
-            (nonce, found)
-        }
-        None => std::future::pending().await,
-    }
-}
+type Taking = Pin<Box<dyn Future<Output = (u64, Option<Inventory>)> + Send>>;
 
 impl Driver<'_> {
     async fn run(
@@ -135,10 +150,14 @@ impl Driver<'_> {
                         Err(malformed) => return Ended::Protocol(malformed.to_string()),
                     },
                     Ok(None) => return Ended::Refused("the manager closed the session".into()),
-                    Err(status) => return Ended::Refused(Fault::from(status).message),
+                    Err(status) => {
+                        let Fault { kind, message } = Fault::from(status);
+                        let unknown = kind == FaultKind::NotFound;
+                        return if unknown { Ended::Unknown(message) } else { Ended::Refused(message) };
+                    }
                 },
                 Some(fresh) = reports.recv() => ServiceEvent::Report(fresh),
-                (nonce, found) = taken(&mut self.inventory) => match found {
+                Some((nonce, found)) = self.inventories.next() => match found {
                     Some(inventory) => ServiceEvent::Inventory { nonce, inventory },
                     None => continue,
                 },
@@ -159,17 +178,16 @@ impl Driver<'_> {
         for action in actions {
             match action {
                 ServiceAction::Send(message) => self.send(message).await?,
-                ServiceAction::Opened { managers } => self.opened(managers).await?,
-                ServiceAction::Replace(set) => {
-                    self.notify(Notice::Replace(set)).await?;
-                    if let Some(uplink) = self.uplink.take() {
-                        self.notify(Notice::Connected(uplink)).await?;
-                    }
+                ServiceAction::Opened => {
+                    tracing::info!(manager = %self.manager, "connected");
+                    self.link.state.send_replace(LinkState::Connected(self.manager.to_owned()));
                 }
-                ServiceAction::Apply(changes) => self.notify(Notice::Apply(changes)).await?,
+                ServiceAction::Learn { managers } => self.learn(managers).await?,
+                ServiceAction::Replace(set) => self.assign(Notice::Replace(set)).await?,
+                ServiceAction::Apply(changes) => self.assign(Notice::Apply(changes)).await?,
                 ServiceAction::TakeInventory { nonce } => {
                     let (reply, answer) = oneshot::channel();
-                    self.inventory = Some((nonce, answer));
+                    self.inventories.push(Box::pin(async move { (nonce, answer.await.ok()) }));
                     self.notify(Notice::TakeInventory(reply)).await?;
                 }
                 ServiceAction::End(ended) => return Err(ended),
@@ -178,19 +196,31 @@ impl Driver<'_> {
         Ok(())
     }
 
-    async fn send(&self, message: Upward) -> Result<(), Ended> {
+    async fn send(&mut self, message: Upward) -> Result<(), Ended> {
         let closed = || Ended::Refused("the manager closed the session".into());
         self.outbound.send(message.into()).await.map_err(|_| closed())
     }
 
-    async fn notify(&self, notice: Notice) -> Result<(), Ended> {
+    async fn notify(&mut self, notice: Notice) -> Result<(), Ended> {
         self.link.notices.send(notice).await.map_err(|_| Ended::Refused("this service stops".into()))
     }
 
-    async fn opened(&mut self, managers: Vec<String>) -> Result<(), Ended> {
-        tracing::info!(manager = %self.manager, "connected");
-        self.link.state.send_replace(LinkState::Connected(self.manager.to_owned()));
-        if !managers.is_empty() && managers != self.link.managers {
+    /// Hands assignments over; after the first ones, the agent reports into this session.
+    async fn assign(&mut self, notice: Notice) -> Result<(), Ended> {
+        self.notify(notice).await?;
+        match self.uplink.take() {
+            Some(uplink) => self.notify(Notice::Connected(uplink)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn learn(&mut self, mut managers: Vec<String>) -> Result<(), Ended> {
+        for seed in &self.link.seeds {
+            if !managers.contains(seed) {
+                managers.push(seed.clone());
+            }
+        }
+        if managers != self.link.managers {
             self.link.managers.clone_from(&managers);
             self.link.learned.send(managers).await.map_err(|_| Ended::Refused("this service stops".into()))?;
         }

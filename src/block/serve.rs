@@ -6,7 +6,9 @@ use super::ledger::Ledger;
 use super::link::{Link, LinkState};
 use super::worker::{Doors, Worker, chain};
 use crate::export::{ExportTable, NbdServer, ServerConfig, ServerError};
-use crate::host::{ConfigDir, ConfigDirError, DocumentError, is_local_peer, load_document, put_aside, save_document};
+use crate::host::{
+    ConfigDir, ConfigDirError, DocumentError, SocketError, is_local_peer, load_document, put_aside, save_document,
+};
 use crate::model::{Addresses, ClusterId, Identity, Membership, ServiceId, ServiceType};
 use crate::rpc::{
     Fault, FaultKind, ListenError, Listener, MANAGER_PORT, advertised, dial_address, gate, local_peers, proto,
@@ -20,7 +22,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 
 #[derive(Clone, Debug)]
 pub struct BlockConfig {
@@ -41,6 +43,8 @@ pub enum BlockError {
     ConfigDir(#[from] ConfigDirError),
     #[error(transparent)]
     Document(#[from] DocumentError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("cannot serve NBD; choose another port with --nbd-port (0 takes a free one)")]
@@ -68,6 +72,8 @@ pub(super) struct Active {
     cluster_name: String,
     pub notices: mpsc::Sender<Notice>,
     link: watch::Receiver<LinkState>,
+    /// Ends the membership without word from a manager.
+    dismissed: Notify,
 }
 
 impl Active {
@@ -99,9 +105,9 @@ pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() +
     let dir = ConfigDir::open(&config.config_dir, ServiceType::Block)?;
     let identity: Option<Identity> = load_document(&dir.identity())?;
     let tcp = Listener::tcp(config.listen, local_peers()).await?;
-    let control = Listener::unix(&dir.control_socket())?;
+    let control = Listener::unix(&dir.free_control_socket()?)?;
     let exports = ExportTable::new();
-    let nbd_socket = absolute(dir.nbd_socket());
+    let nbd_socket = absolute(dir.free_nbd_socket()?);
     let mut nbd = NbdServer::start(
         ServerConfig {
             tcp: Some(config.nbd_listen),
@@ -188,6 +194,7 @@ impl Block {
                 version: VERSION.into(),
             },
             managers: self.managers.iter().chain(&membership.managers).cloned().collect(),
+            seeds: self.managers.clone(),
             notices: notices.clone(),
             state: state.clone(),
             learned,
@@ -198,12 +205,14 @@ impl Block {
             cluster_name: membership.cluster_name.to_string(),
             notices,
             link: state.subscribe(),
+            dismissed: Notify::new(),
         });
         let agent = Agent::new(ledger, worker.clone(), assigned);
         group.spawn(agent.run(told, group.clone()));
         let ends = group.clone();
         group.spawn(async move { link.run(ends).await });
-        self.shutdown.spawn(self.clone().accompany(identity.clone(), managers, state.subscribe(), worker, group));
+        let accompany = self.clone().accompany(identity.clone(), managers, active.clone(), worker, group);
+        self.shutdown.spawn(accompany);
         self.stage.send_replace(Stage::Member(active));
         Ok(())
     }
@@ -213,12 +222,14 @@ impl Block {
         self: Arc<Self>,
         mut identity: Identity,
         mut managers: mpsc::Receiver<Vec<String>>,
-        mut link: watch::Receiver<LinkState>,
+        active: Arc<Active>,
         worker: Arc<Worker>,
         group: Shutdown,
     ) {
+        let mut link = active.link.clone();
         loop {
             tokio::select! {
+                () = active.dismissed.notified() => break,
                 Some(learned) = managers.recv() => {
                     if let Some(membership) = &mut identity.membership {
                         membership.managers = learned;
@@ -264,21 +275,32 @@ impl Block {
         let _one_at_a_time = self.init.lock().await;
         if let Stage::Member(active) = self.stage() {
             let (service, cluster) = (active.service, &active.cluster_name);
-            let message = format!("this block service is already service {service} of cluster '{cluster}'");
-            return Err(Fault::new(FaultKind::AlreadyExists, message));
+            if !matches!(active.link(), LinkState::Unknown(_)) {
+                let message = format!("this block service is already service {service} of cluster '{cluster}'");
+                return Err(Fault::new(FaultKind::AlreadyExists, message));
+            }
+            // The cluster forgot it, and an operator says where it belongs now.
+            active.dismissed.notify_one();
+            self.stage
+                .subscribe()
+                .wait_for(|stage| matches!(stage, Stage::Uninitialised(_)))
+                .await
+                .map_err(|error| internal(&error))?;
         }
         let address = with_default_port(address, MANAGER_PORT);
         let channel = dial_address(&address).await;
         let channel = channel.map_err(|error| Fault::new(FaultKind::Unavailable, chain(&error)))?;
+        let mut client = EnrollmentClient::new(channel);
         let mut identity = self.candidate().map_err(|error| internal(&error))?;
-        let request = proto::JoinRequest {
-            service_id: identity.service.to_string(),
-            r#type: proto::ServiceType::Block.into(),
-            host_name: self.host_name.clone(),
-            addresses: Some((&self.addresses).into()),
-            version: VERSION.into(),
+        let joined = match self.join(&mut client, &identity).await {
+            // The id of an init that was cut off, removed since: it has had its life.
+            Err(fault) if fault.kind == FaultKind::Denied => {
+                put_aside(&self.dir.identity(), "refused").map_err(|error| internal(&error))?;
+                identity = self.candidate().map_err(|error| internal(&error))?;
+                self.join(&mut client, &identity).await?
+            }
+            other => other?,
         };
-        let joined = EnrollmentClient::new(channel).join(request).await?.into_inner();
         let mut managers = joined.managers;
         if !managers.contains(&address) {
             managers.insert(0, address);
@@ -302,13 +324,28 @@ impl Block {
         Ok(identity)
     }
 
+    async fn join(
+        &self,
+        client: &mut EnrollmentClient<tonic::transport::Channel>,
+        identity: &Identity,
+    ) -> Result<proto::JoinResponse, Fault> {
+        let request = proto::JoinRequest {
+            service_id: identity.service.to_string(),
+            r#type: proto::ServiceType::Block.into(),
+            host_name: self.host_name.clone(),
+            addresses: Some((&self.addresses).into()),
+            version: VERSION.into(),
+        };
+        client.join(request).await.map(tonic::Response::into_inner).map_err(Fault::from)
+    }
+
     async fn first_session(&self) -> Result<(), Fault> {
         let Stage::Member(active) = self.stage() else { return Ok(()) };
         let mut link = active.link.clone();
         let connected = link.wait_for(|state| matches!(state, LinkState::Connected(_)));
         match tokio::time::timeout(FIRST_SESSION, connected).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Fault::new(
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Fault::new(
                 FaultKind::Unavailable,
                 format!("joined as service {}, but no session came up yet; it goes on trying", active.service),
             )),

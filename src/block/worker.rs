@@ -121,7 +121,11 @@ impl Worker {
                 self.pools().remove(&pool.id);
             }
             // It never came to be, its place is gone, or a release was cut short.
-            None => drop(FilePool::release_at(&self.identity_of(pool), path)?),
+            None => match FilePool::release_at(&self.identity_of(pool), path) {
+                // What was never made and cannot be looked at holds nothing of ours.
+                Err(BackendError::Io { .. }) if !pool.made => {}
+                released => drop(released?),
+            },
         }
         Ok(())
     }
@@ -175,9 +179,10 @@ impl Worker {
     }
 
     /// Capacity and use of every open pool.
-    pub fn capacities(&self) -> Vec<(PoolId, Result<PoolCapacity, BackendError>)> {
+    pub fn capacities(&self) -> Vec<(PoolId, Result<PoolCapacity, String>)> {
         let pools = self.pools().clone();
-        pools.into_iter().map(|(id, backend)| (id, backend.observe_capacity())).collect()
+        let look = |backend: Arc<dyn Backend>| backend.observe_capacity().map_err(|error| failure_text(&error));
+        pools.into_iter().map(|(id, backend)| (id, look(backend))).collect()
     }
 
     /// Everything on the devices of the open pools.
@@ -224,7 +229,7 @@ fn split<T>(outcome: Result<Observed<T>, TaskError>) -> (Observed<T>, Option<Str
 }
 
 /// An error with its causes, short enough for a report, also within another sentence.
-pub fn failure_text(error: &dyn std::error::Error) -> String {
+fn failure_text(error: &dyn std::error::Error) -> String {
     chain(error).chars().take(crate::rpc::MAX_FAILURE / 8).collect()
 }
 

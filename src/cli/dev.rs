@@ -5,7 +5,7 @@ use super::roles::{NBD_PORT, end_on_signal};
 use crate::block::{self, BlockConfig};
 use crate::ctl::default_config_dir;
 use crate::manager::{self, ManagerConfig, StoreConfig};
-use crate::rpc::{BLOCK_PORT, Fault, FaultKind, MANAGER_PORT, dial_socket, file_driver, proto};
+use crate::rpc::{BLOCK_PORT, Fault, MANAGER_PORT, dial_socket, file_driver, proto};
 use crate::runtime::Shutdown;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -23,16 +23,16 @@ Sockets: DIR/manager/control.sock and DIR/block/control.sock; the pool `default`
 Everything listens on loopback only. A second start on the same directory goes on where the first one ended.")]
 pub struct DevArgs {
     /// Where everything lives [default: /var/lib/symphony]
-    #[arg(long, env = "SYMPHONY_CONFIG_DIR")]
+    #[arg(long, env = "SYMPHONY_DEV_CONFIG_DIR")]
     config_dir: Option<PathBuf>,
     /// The manager's port; 0 takes a free one
-    #[arg(long, env = "SYMPHONY_LISTEN_PORT", default_value_t = MANAGER_PORT)]
+    #[arg(long, env = "SYMPHONY_DEV_LISTEN_PORT", default_value_t = MANAGER_PORT)]
     listen_port: u16,
     /// The block service's own gRPC port; 0 takes a free one
-    #[arg(long, env = "SYMPHONY_BLOCK_PORT", default_value_t = BLOCK_PORT)]
+    #[arg(long, env = "SYMPHONY_DEV_BLOCK_PORT", default_value_t = BLOCK_PORT)]
     block_port: u16,
     /// The port volumes are exported on over NBD; 0 takes a free one
-    #[arg(long, env = "SYMPHONY_NBD_PORT", default_value_t = NBD_PORT)]
+    #[arg(long, env = "SYMPHONY_DEV_NBD_PORT", default_value_t = NBD_PORT)]
     nbd_port: u16,
 }
 
@@ -110,29 +110,30 @@ pub async fn run(args: DevArgs) -> Result<()> {
 async fn prepare(dir: &Path, manager: SocketAddr) -> Result<()> {
     let channel = dial_socket(&dir.join("manager/control.sock")).await?;
     let mut control = ControlClient::new(channel);
-    init_manager(&mut control).await?;
+    let fresh = init_manager(&mut control).await?;
     let mut block = BlockControlClient::new(dial_socket(&dir.join("block/control.sock")).await?);
     let service = init_block(&mut block, manager).await?;
-    let name = POOL.to_owned();
-    let driver = Some(file_driver(dir.join("pool").to_string_lossy().into_owned(), None));
-    match control.create_pool(proto::CreatePoolRequest { name, service, driver }).await.map_err(Fault::from) {
-        Ok(_) => {}
-        Err(fault) if fault.kind == FaultKind::AlreadyExists => {}
-        Err(fault) => return Err(fault).context("creating the default pool"),
+    // Made with the cluster, or after a start that was cut off before it was; never against the user's will.
+    let pools = proto::ListRequest { kind: proto::Kind::Pool.into(), ..Default::default() };
+    if !fresh && !control.list(pools).await.map_err(Fault::from)?.into_inner().objects.is_empty() {
+        return Ok(());
     }
+    let driver = Some(file_driver(dir.join("pool").to_string_lossy().into_owned(), None));
+    let request = proto::CreatePoolRequest { name: POOL.to_owned(), service, driver };
+    control.create_pool(request).await.map_err(Fault::from).context("creating the default pool")?;
     pool_ready(&mut control).await
 }
 
-/// Initialises the manager, or waits until one that is a member already serves.
-async fn init_manager(control: &mut ControlClient<Channel>) -> Result<()> {
+/// Initialises the manager, or waits until one that is a member already serves; says whether it was initialised.
+async fn init_manager(control: &mut ControlClient<Channel>) -> Result<bool> {
     loop {
         let status = control.get_manager_status(proto::GetManagerStatusRequest {}).await.map_err(Fault::from)?;
         let status = status.into_inner();
         match status.state.as_str() {
-            "member" => return Ok(()),
+            "member" => return Ok(false),
             "uninitialised" => {
                 control.init_cluster(proto::InitClusterRequest::default()).await.map_err(Fault::from)?;
-                return Ok(());
+                return Ok(true);
             }
             "starting" => tokio::time::sleep(Duration::from_millis(5)).await,
             other => bail!("the manager is {other}: {}", status.message.unwrap_or_default()),

@@ -7,7 +7,9 @@ use crate::ctl::{self, CtlArgs};
 use crate::runtime::telemetry::{self, LogFormat};
 use anyhow::{Context, Result};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::future::Future;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Block storage from Linux hosts: managers, block services and their client in one executable.
 #[derive(Debug, Parser)]
@@ -82,12 +84,22 @@ impl Cli {
                 clap_complete::generate(shell, &mut Self::command(), "symphony", &mut std::io::stdout());
                 Ok(())
             }
-            Role::Ctl(args) => executor(1)?.block_on(ctl::run(args)),
-            Role::Manager(roles::ManagerCommand::Run(args)) => executor(2)?.block_on(roles::manager(args)),
-            Role::Block(roles::BlockCommand::Run(args)) => executor(2)?.block_on(roles::block(args)),
-            Role::Dev(args) => executor(2)?.block_on(dev::run(args)),
+            Role::Ctl(args) => execute(1, ctl::run(args)),
+            Role::Manager(roles::ManagerCommand::Run(args)) => execute(2, roles::manager(args)),
+            Role::Block(roles::BlockCommand::Run(args)) => execute(2, roles::block(args)),
+            Role::Dev(args) => execute(2, dev::run(args)),
         }
     }
+}
+
+/// How long threads that are stuck in the kernel may hold up the end of the process.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+fn execute(threads: usize, role: impl Future<Output = Result<()>>) -> Result<()> {
+    let executor = executor(threads)?;
+    let outcome = executor.block_on(role);
+    executor.shutdown_timeout(FAREWELL);
+    outcome
 }
 
 fn executor(threads: usize) -> Result<tokio::runtime::Runtime> {

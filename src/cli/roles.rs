@@ -30,7 +30,7 @@ pub enum BlockCommand {
 #[derive(Debug, Args)]
 pub struct ManagerArgs {
     /// Where identity, control socket and embedded store live [default: /var/lib/symphony/manager]
-    #[arg(long, env = "SYMPHONY_CONFIG_DIR")]
+    #[arg(long, env = "SYMPHONY_MANAGER_CONFIG_DIR")]
     config_dir: Option<PathBuf>,
     /// Keep state in this etcd cluster instead of the embedded store
     #[arg(long, env = "SYMPHONY_ETCD_ENDPOINTS", value_delimiter = ',', value_name = "URL,URL,…")]
@@ -39,35 +39,35 @@ pub struct ManagerArgs {
     #[arg(long, env = "SYMPHONY_ETCD_PREFIX", default_value = "", hide_default_value = true)]
     etcd_prefix: String,
     /// The port for block services and operators; 0 takes a free one
-    #[arg(long, env = "SYMPHONY_LISTEN_PORT", default_value_t = MANAGER_PORT)]
+    #[arg(long, env = "SYMPHONY_MANAGER_LISTEN_PORT", default_value_t = MANAGER_PORT)]
     listen_port: u16,
     /// The address to listen on; peers that are not local are refused wherever they come from
-    #[arg(long, env = "SYMPHONY_LISTEN_ADDRESS", default_value = "0.0.0.0")]
+    #[arg(long, env = "SYMPHONY_MANAGER_LISTEN_ADDRESS", default_value = "0.0.0.0")]
     listen_address: IpAddr,
     /// HOST:PORT that others are told [default: the listening address, 127.0.0.1 where that is all addresses]
-    #[arg(long, env = "SYMPHONY_ADVERTISE_ADDRESS")]
+    #[arg(long, env = "SYMPHONY_MANAGER_ADVERTISE_ADDRESS")]
     advertise_address: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct BlockArgs {
     /// Where identity, control socket and ledger live [default: /var/lib/symphony/block]
-    #[arg(long, env = "SYMPHONY_CONFIG_DIR")]
+    #[arg(long, env = "SYMPHONY_BLOCK_CONFIG_DIR")]
     config_dir: Option<PathBuf>,
     /// Managers to try before those it has learned of
-    #[arg(long, env = "SYMPHONY_MANAGERS", value_delimiter = ',', value_name = "HOST:PORT,…")]
+    #[arg(long, env = "SYMPHONY_BLOCK_MANAGERS", value_delimiter = ',', value_name = "HOST:PORT,…")]
     managers: Vec<String>,
     /// The service's own gRPC port (health); 0 takes a free one
-    #[arg(long, env = "SYMPHONY_LISTEN_PORT", default_value_t = BLOCK_PORT)]
+    #[arg(long, env = "SYMPHONY_BLOCK_LISTEN_PORT", default_value_t = BLOCK_PORT)]
     listen_port: u16,
     /// The port volumes are exported on over NBD; 0 takes a free one
-    #[arg(long, env = "SYMPHONY_NBD_PORT", default_value_t = NBD_PORT)]
+    #[arg(long, env = "SYMPHONY_BLOCK_NBD_PORT", default_value_t = NBD_PORT)]
     nbd_port: u16,
     /// The address to listen on; peers that are not local are refused wherever they come from
-    #[arg(long, env = "SYMPHONY_LISTEN_ADDRESS", default_value = "0.0.0.0")]
+    #[arg(long, env = "SYMPHONY_BLOCK_LISTEN_ADDRESS", default_value = "0.0.0.0")]
     listen_address: IpAddr,
     /// The host that others are told [default: the listening address, 127.0.0.1 where that is all addresses]
-    #[arg(long, env = "SYMPHONY_ADVERTISE_ADDRESS")]
+    #[arg(long, env = "SYMPHONY_BLOCK_ADVERTISE_ADDRESS")]
     advertise_address: Option<String>,
 }
 

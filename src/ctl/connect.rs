@@ -15,9 +15,9 @@ use tonic::{Response, Status};
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
     /// The control socket of a manager or block service [default: that of `symphony dev`]
-    #[arg(long, global = true, env = "SYMPHONY_SOCKET", value_name = "PATH", conflicts_with = "manager_address")]
+    #[arg(long, global = true, env = "SYMPHONY_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// A manager's HOST[:PORT], instead of a socket
+    /// A manager's HOST[:PORT]; wins over a socket
     #[arg(long = "manager", id = "manager_address", global = true, env = "SYMPHONY_MANAGER", value_name = "HOST:PORT")]
     pub manager: Option<String>,
 }

@@ -33,7 +33,7 @@ pub enum Verb {
         /// The service's id, or its host name where only it has that
         service: String,
         /// The service will not come back: close what it holds
-        #[arg(long, env = "SYMPHONY_LOST")]
+        #[arg(long, env = "SYMPHONY_LOST", value_parser = clap::builder::BoolishValueParser::new())]
         lost: bool,
     },
     /// Show this manager

@@ -34,7 +34,7 @@ pub struct CtlArgs {
     #[arg(short, long, global = true, value_enum, default_value_t, env = "SYMPHONY_OUTPUT")]
     pub output: Format,
     /// Return as soon as the request is accepted, not when it is done
-    #[arg(long, global = true, env = "SYMPHONY_NO_WAIT")]
+    #[arg(long, global = true, env = "SYMPHONY_NO_WAIT", value_parser = clap::builder::BoolishValueParser::new())]
     pub no_wait: bool,
     /// How long to wait for it to be done
     #[arg(long, global = true, default_value = "60s", value_parser = humantime::parse_duration, env = "SYMPHONY_TIMEOUT")]

@@ -37,7 +37,7 @@ pub enum Verb {
         /// Name or id
         volume: String,
         /// The new size
-        #[arg(long, env = "SYMPHONY_VOLUME_SIZE", allow_hyphen_values = true)]
+        #[arg(long, env = "SYMPHONY_VOLUME_NEW_SIZE", allow_hyphen_values = true)]
         size: ByteSize,
     },
     /// Destroy a volume and its data; clients are cut off

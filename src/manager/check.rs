@@ -37,9 +37,10 @@ pub async fn check(member: &Member) -> Result<Findings, StoreError> {
         .filter(|service| service.value.spec.service_type == ServiceType::Block && !service.value.meta.is_removed())
         .map(|service| (*service.value).clone())
         .collect();
-    for service in blocks {
+    let asked = blocks.iter().map(|service| member.sessions.inventory(service.meta.id, PATIENCE));
+    for (service, inventory) in blocks.iter().zip(futures_util::future::join_all(asked).await) {
         let id = service.meta.id;
-        match member.sessions.inventory(id, PATIENCE).await {
+        match inventory {
             Some(inventory) => {
                 findings.services_asked += 1;
                 check_devices(&stored, &member.view.read(), id, &inventory, &mut findings);
@@ -176,11 +177,22 @@ fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Invento
     let on_disk: BTreeMap<VolumeId, &InventoryVolume> =
         found.volumes.iter().map(|volume| (volume.id, volume)).collect();
     for volume in stored.volumes_of(service) {
-        let settled = live.get::<Volume>(volume.meta.id) == Some(volume) && volume.status.phase == Phase::Ready;
-        if !settled {
+        if live.get::<Volume>(volume.meta.id) != Some(volume) {
             continue;
         }
         let name = &volume.meta.name;
+        match volume.status.phase {
+            Phase::Ready => {}
+            Phase::Failed => {
+                let why = volume.status.message.as_deref().unwrap_or("no reason was given");
+                findings.faults.push(format!("volume '{name}' is not as it should be: {why}"));
+                continue;
+            }
+            phase @ (Phase::Pending | Phase::Removing) => {
+                findings.remarks.push(format!("volume '{name}' is {phase}"));
+                continue;
+            }
+        }
         match on_disk.get(&volume.meta.id) {
             None => findings.faults.push(format!("volume '{name}' is ready, but service {service} does not have it")),
             Some(disk) => {

@@ -67,6 +67,10 @@ const REPORTS_AT_ONCE: usize = 40;
 struct Open {
     session: Session,
     presence: Arc<Presence>,
+    /// When the lease was last known to live.
+    renewed: Instant,
+    /// What the service was last told of managers.
+    managers: Vec<String>,
 }
 
 struct Driver {
@@ -133,44 +137,54 @@ impl Driver {
         let mut ticks = tokio::time::interval(TICK);
         let group = self.member.group.clone();
         loop {
-            let event = tokio::select! {
+            let events = tokio::select! {
                 message = inbound.message() => match message {
                     Ok(Some(message)) => match Upward::try_from(message) {
-                        Ok(message) => ManagerEvent::Received(message),
+                        Ok(message) => vec![ManagerEvent::Received(message)],
                         Err(Malformed(what)) => return (Ended::Protocol(what), false),
                     },
                     Ok(None) => return (Ended::Refused("the service closed the stream".into()), false),
                     Err(status) => return (Ended::Refused(status.message().to_owned()), false),
                 },
                 () = concerned(self.concern.as_deref()) => match self.look_again() {
-                    Ok(event) => event,
+                    Ok(events) => events,
                     Err(ended) => return (ended, false),
                 },
                 (sequence, committed) = finished(&mut self.commit) => match committed {
-                    Ok(()) => ManagerEvent::Committed { sequence },
+                    Ok(()) => vec![ManagerEvent::Committed { sequence }],
                     Err(refusal) => return (Ended::Refused(refusal.to_string()), false),
                 },
                 renewed = finished(&mut self.renewal) => match renewed {
                     Err(error @ StoreError::LeaseGone(_)) => return (Ended::Refused(error.to_string()), false),
+                    // Another manager may reach the store where this one does not.
+                    Err(error) if self.is_overdue() => return (Ended::Refused(error.to_string()), false),
                     Err(error) => {
-                        // The service goes on serving; its lease lives as long as the store lets it.
                         tracing::warn!(%error, "cannot renew a service's lease yet");
                         continue;
                     }
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        if let Some(open) = &mut self.open {
+                            open.renewed = Instant::now();
+                        }
+                        continue;
+                    }
                 },
                 ask = asked(&mut self.asks) => match ask {
                     Some(ask) => {
                         self.nonce += 1;
                         self.waiting.insert(self.nonce, ask.reply);
-                        ManagerEvent::Ask { nonce: self.nonce }
+                        self.waiting.retain(|_, asker| !asker.is_closed());
+                        vec![ManagerEvent::Ask { nonce: self.nonce }]
                     }
                     None => return (Ended::Refused("a newer session of the same service took over".into()), false),
                 },
-                _ = ticks.tick() => ManagerEvent::Tick,
+                _ = ticks.tick() => vec![ManagerEvent::Tick],
                 () = group.requested() => return (Ended::Refused("the manager stops".into()), false),
             };
-            let mut actions = VecDeque::from(self.core.handle(event, Instant::now()));
+            let mut actions = VecDeque::new();
+            for event in events {
+                actions.extend(self.core.handle(event, Instant::now()));
+            }
             while let Some(action) = actions.pop_front() {
                 match self.perform(action).await {
                     Ok(Some(event)) => actions.extend(self.core.handle(event, Instant::now())),
@@ -182,17 +196,23 @@ impl Driver {
     }
 
     /// The view has changed for this service.
-    fn look_again(&self) -> Result<ManagerEvent, Ended> {
-        let Some(open) = &self.open else { return Ok(ManagerEvent::Tick) };
+    fn look_again(&mut self) -> Result<Vec<ManagerEvent>, Ended> {
+        let Some(open) = &mut self.open else { return Ok(Vec::new()) };
         let view = self.member.view.read();
         let service = open.session.service;
         if view.get::<Service>(service).is_some_and(|service| service.meta.is_removed()) {
-            return Ok(ManagerEvent::Removed);
+            return Ok(vec![ManagerEvent::Removed]);
         }
-        if view.get::<Session>(service).is_some_and(|session| session.id != open.session.id) {
-            return Err(Ended::Refused("a newer session of the same service took over".into()));
+        if view.get::<Session>(service).is_none_or(|session| session.id != open.session.id) {
+            return Err(Ended::Refused(Refusal::Superseded(service).to_string()));
         }
-        Ok(ManagerEvent::Assigned(view.assignments(service)))
+        let mut events = vec![ManagerEvent::Assigned { set: view.assignments(service), partial: view.is_partial() }];
+        let managers = view.manager_addresses(self.member.service);
+        if managers != open.managers {
+            open.managers.clone_from(&managers);
+            events.push(ManagerEvent::Managers(managers));
+        }
+        Ok(events)
     }
 
     /// Performs one action; may answer with the event that follows from it.
@@ -208,9 +228,9 @@ impl Driver {
             }
             ManagerAction::Commit { sequence, reports } => {
                 if let Some(open) = &self.open {
-                    let service = open.session.service;
+                    let (service, session) = (open.session.service, open.session.id);
                     let member = self.member.clone();
-                    let commit = async move { (sequence, commit(&member, service, reports).await) };
+                    let commit = async move { (sequence, commit(&member, service, session, reports).await) };
                     self.commit = Some(Box::pin(commit));
                 }
             }
@@ -235,9 +255,15 @@ impl Driver {
         }
     }
 
+    /// Whether the lease has run out as far as this manager can tell.
+    fn is_overdue(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.renewed.elapsed() >= self.member.cluster.spec.lease())
+    }
+
     async fn admit(&mut self, greeting: Greeting) -> ManagerEvent {
         match self.try_admit(greeting).await {
             Ok(event) => event,
+            Err(refusal @ Refusal::NotMember(_)) => ManagerEvent::Unknown(refusal.to_string()),
             Err(refusal) => ManagerEvent::Refused(refusal.to_string()),
         }
     }
@@ -268,16 +294,19 @@ impl Driver {
         // Before the assignments are read, so that no later change is missed.
         self.concern = Some(member.view.subscribe(service));
         self.asks = Some(member.sessions.open(service, session.id));
+        let view = member.view.read();
+        let managers = view.manager_addresses(member.service);
         let welcome = Welcome {
             session: session.id,
             heartbeat: member.cluster.spec.heartbeat(),
             lease: member.cluster.spec.lease(),
-            managers: member.view.read().manager_addresses(member.service),
+            managers: managers.clone(),
         };
-        let assignments = member.view.read().assignments(service);
+        let (assignments, partial) = (view.assignments(service), view.is_partial());
+        drop(view);
         tracing::info!(%service, session = %session.id, "a block service is connected");
-        self.open = Some(Open { session, presence: Arc::new(presence) });
-        Ok(ManagerEvent::Admitted { welcome, assignments })
+        self.open = Some(Open { session, presence: Arc::new(presence), renewed: Instant::now(), managers });
+        Ok(ManagerEvent::Admitted { welcome, assignments, partial })
     }
 
     async fn end(mut self, peer: &str, reason: &Ended, release: bool) {
@@ -289,6 +318,7 @@ impl Driver {
             Ended::Removed | Ended::Goodbye => None,
             Ended::Protocol(_) => Some(Status::invalid_argument(reason.to_string())),
             Ended::Silence(_) => Some(Status::deadline_exceeded(reason.to_string())),
+            Ended::Unknown(_) => Some(Status::not_found(reason.to_string())),
             Ended::Refused(_) => Some(Status::failed_precondition(reason.to_string())),
         };
         if let Some(status) = status
@@ -309,10 +339,10 @@ impl Driver {
     }
 }
 
-async fn commit(member: &Member, service: ServiceId, reports: Vec<Report>) -> Result<(), Refusal> {
+async fn commit(member: &Member, service: ServiceId, session: SessionId, reports: Vec<Report>) -> Result<(), Refusal> {
     for part in reports.chunks(REPORTS_AT_ONCE) {
         let part = part.to_vec();
-        member.writer.write(move |draft| plan::take_reports(draft, service, &part)).await?;
+        member.writer.write(move |draft| plan::take_reports(draft, service, session, &part)).await?;
     }
     Ok(())
 }

@@ -2,7 +2,6 @@
 
 use super::member::Member;
 use super::plan;
-use super::refusal::Refusal;
 use crate::model::{Meta, Name, Service, ServiceId, ServiceSpec, ServiceState, ServiceStatus, ServiceType, Timestamp};
 use crate::rpc::{Malformed, proto};
 use std::collections::BTreeMap;
@@ -36,12 +35,8 @@ pub fn new_service(
 pub async fn join(member: &Member, request: proto::JoinRequest) -> Result<proto::JoinResponse, tonic::Status> {
     let joiner = parse(request, member.clock.wall()).map_err(crate::rpc::Fault::from)?;
     let id = joiner.meta.id;
-    member.writer.write(move |draft| plan::join_service(draft, &joiner)).await.map_err(|refusal| match refusal {
-        Refusal::NotMember(id) => Refusal::Precondition(format!(
-            "service {id} was removed from this cluster and cannot come back under that id: restart it and init again"
-        )),
-        other => other,
-    })?;
+    // A removed id is denied: it has had its life, and the joiner is to choose another one.
+    member.writer.write(move |draft| plan::join_service(draft, &joiner)).await?;
     tracing::info!(service = %id, "a block service joined");
     Ok(proto::JoinResponse {
         cluster_id: member.cluster.meta.id.to_string(),

@@ -177,7 +177,15 @@ impl Manager {
             Stage::Uninitialised(_) => {}
         }
         let mut identity = self.candidate().map_err(internal)?;
-        let (cluster, created) = self.create_or_join(&identity, name, spec).await?;
+        let (cluster, created) = match self.create_or_join(&identity, name.clone(), spec).await {
+            // The id of an init that was cut off, removed since: it has had its life.
+            Err(Refusal::NotMember(_)) => {
+                put_aside(&self.dir.identity(), "refused").map_err(|error| internal(error.to_string()))?;
+                identity = self.candidate().map_err(internal)?;
+                self.create_or_join(&identity, name, spec).await?
+            }
+            other => other?,
+        };
         let membership =
             Membership { cluster: cluster.meta.id, cluster_name: cluster.meta.name.clone(), managers: Vec::new() };
         identity.membership = Some(membership.clone());
@@ -224,8 +232,11 @@ impl Manager {
         };
         let joined = self.store().await?.commit(join).await?;
         let entry = self.store().await?.get(&Key::cluster()).await?.ok_or(Refusal::Busy)?;
-        if joined == Commit::Conflict && self.store().await?.get(&Service::key(record.meta.id)).await?.is_none() {
-            return Err(Refusal::Busy);
+        if joined == Commit::Conflict {
+            let known = self.store().await?.get(&Service::key(record.meta.id)).await?.ok_or(Refusal::Busy)?;
+            if decode::<Service>(&known)?.meta.is_removed() {
+                return Err(Refusal::NotMember(record.meta.id));
+            }
         }
         Ok((decode(&entry)?, false))
     }

@@ -6,6 +6,7 @@ use super::plan;
 use super::refusal::Refusal;
 use crate::discovery::Leadership;
 use crate::model::{ServiceId, ServiceState, Session, Timestamp};
+use crate::runtime::Backoff;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,18 +19,24 @@ const PERIOD: Duration = Duration::from_secs(60);
 pub async fn serve(member: Arc<Member>) {
     let mut leadership = member.leadership.clone();
     let mut changes = member.view.changes();
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     loop {
         let term = *leadership.borrow_and_update();
         changes.mark_unchanged();
-        if let Some(term) = term
-            && let Err(error) = sweep(&member, term).await
-        {
-            tracing::debug!(%error, "a leader's duty is put off");
+        let mut pause = PERIOD;
+        if let Some(term) = term {
+            match sweep(&member, term).await {
+                Ok(()) => backoff.reset(),
+                Err(error) => {
+                    tracing::debug!(%error, "a leader's duty is put off");
+                    pause = backoff.next(fastrand::f64());
+                }
+            }
         }
         tokio::select! {
             changed = leadership.changed() => if changed.is_err() { return },
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(PERIOD) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

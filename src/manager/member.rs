@@ -27,7 +27,9 @@ pub enum Stranded {
     OtherCluster { found: String, expected: String },
     #[error("service {0} was removed from the cluster")]
     Removed(ServiceId),
-    #[error("the cluster does not know service {0}")]
+    #[error(
+        "the cluster does not know service {0}: if it shall join anew, move its identity.json away and run `symphony ctl … manager init`"
+    )]
     Unknown(ServiceId),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -168,13 +170,17 @@ async fn watch_store(store: SharedStore, view: Arc<ViewHandle>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let mut after = view.read().revision;
     loop {
-        match follow(&store, &view, &mut after).await {
+        let began = after;
+        let error = follow(&store, &view, &mut after).await;
+        if after != began {
+            backoff.reset();
+        }
+        match error {
             StoreError::Compacted(_) => match store.list(&Key::root()).await {
                 Ok(listing) => {
                     tracing::warn!("the view starts over from a listing of the store");
                     after = listing.revision;
                     view.replace(View::load(listing));
-                    continue;
                 }
                 Err(error) => tracing::warn!(%error, "cannot list the store"),
             },

@@ -28,10 +28,14 @@ pub enum Refusal {
     NotMember(ServiceId),
     #[error("service {service} may not speak of {kind} {id}")]
     NotYours { service: ServiceId, kind: Kind, id: String },
+    #[error("the session of service {0} is over: a newer one took over, or its lease ran out")]
+    Superseded(ServiceId),
     #[error("too many others changed the same objects at the same time: try again")]
     Busy,
-    #[error("{0}; whether the change happened is not known: look before you try again")]
+    #[error("{0}")]
     Store(String),
+    #[error("{0}; whether the change happened is not known: look before you try again")]
+    InDoubt(String),
     #[error("this manager is stopping")]
     Stopping,
 }
@@ -49,11 +53,11 @@ impl Refusal {
             Self::NoSuch { .. } => FaultKind::NotFound,
             Self::NameTaken { .. } => FaultKind::AlreadyExists,
             Self::Ambiguous { .. } | Self::Invalid(_) => FaultKind::Invalid,
-            Self::Precondition(_) | Self::Removing { .. } => FaultKind::Precondition,
+            Self::Precondition(_) | Self::Superseded(_) | Self::Removing { .. } => FaultKind::Precondition,
             Self::NoRoom { .. } | Self::NoRoomAnywhere { .. } => FaultKind::Exhausted,
             Self::NotMember(_) | Self::NotYours { .. } => FaultKind::Denied,
             Self::Busy => FaultKind::Busy,
-            Self::Store(_) | Self::Stopping => FaultKind::Unavailable,
+            Self::Store(_) | Self::InDoubt(_) | Self::Stopping => FaultKind::Unavailable,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::control::Face;
 use super::init::Manager;
-use crate::host::{ConfigDir, ConfigDirError, DocumentError, load_document};
+use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document};
 use crate::model::{Identity, ServiceType};
 use crate::rpc::{ListenError, Listener, MAX_MESSAGE, advertised, gate, local_peers, proto};
 use crate::runtime::{Shutdown, SystemClock};
@@ -42,6 +42,8 @@ pub enum ManagerError {
     #[error(transparent)]
     Identity(#[from] DocumentError),
     #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -61,7 +63,7 @@ pub async fn run(
     let dir = ConfigDir::open(&config.config_dir, ServiceType::Manager)?;
     let identity: Option<Identity> = load_document(&dir.identity())?;
     let tcp = Listener::tcp(config.listen, local_peers()).await?;
-    let control = Listener::unix(&dir.control_socket())?;
+    let control = Listener::unix(&dir.free_control_socket()?)?;
     let bound = tcp.address().unwrap_or(config.listen);
     // An embedded store that cannot be opened ends the start; an etcd that is away is waited for.
     let store = match config.store {

@@ -36,10 +36,21 @@ pub trait Stored: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
     /// The services whose sessions must hear of a change.
     fn services(&self) -> Vec<ServiceId>;
     fn index(view: &mut View) -> Option<&mut Index<Self>>;
+    /// Whether every session must hear of a change.
+    fn concerns_everybody(&self) -> bool {
+        false
+    }
+}
+
+/// Whom a commit concerns.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    pub services: BTreeSet<ServiceId>,
+    pub everybody: bool,
 }
 
 macro_rules! stored {
-    ($type:ident, $id:ident, $key:ident, $table:ident, $index:expr, |$it:ident| $get:expr, $services:expr) => {
+    ($type:ident, $id:ident, $key:ident, $table:ident, $index:expr, |$it:ident| $get:expr, $services:expr $(, $all:expr)?) => {
         impl Stored for $type {
             type Id = $id;
             fn id(&self) -> $id {
@@ -63,10 +74,24 @@ macro_rules! stored {
                 let index: fn(&mut View) -> Option<&mut Index<Self>> = $index;
                 index(view)
             }
+            $(fn concerns_everybody(&self) -> bool {
+                let $it = self;
+                $all
+            })?
         }
     };
 }
-stored!(Service, ServiceId, service, services, |_| None, |service| service.meta.id, vec![service.meta.id]);
+stored!(
+    Service,
+    ServiceId,
+    service,
+    services,
+    |_| None,
+    |service| service.meta.id,
+    vec![service.meta.id],
+    // Block services must know every manager, to find another one when theirs dies.
+    service.spec.service_type == ServiceType::Manager
+);
 stored!(Session, ServiceId, session, sessions, |_| None, |session| session.service, vec![session.service]);
 stored!(Pool, PoolId, pool, pools, |view| Some(&mut view.pools_of), |pool| pool.meta.id, vec![pool.spec.service]);
 stored!(
@@ -99,7 +124,7 @@ impl View {
     pub fn load(listing: Listing) -> Self {
         let mut view = View { revision: listing.revision, ..View::default() };
         for entry in listing.entries {
-            view.put(entry, &mut BTreeSet::new());
+            view.put(entry, &mut Touched::default());
         }
         view
     }
@@ -108,9 +133,9 @@ impl View {
         T::table(self).get(&id).map(|versioned| &*versioned.value)
     }
 
-    /// Takes one commit over and says which services it concerns.
-    pub fn apply(&mut self, batch: Batch) -> BTreeSet<ServiceId> {
-        let mut touched = BTreeSet::new();
+    /// Takes one commit over and says whom it concerns.
+    pub fn apply(&mut self, batch: Batch) -> Touched {
+        let mut touched = Touched::default();
         for event in batch.events {
             match event {
                 Event::Put(entry) => self.put(entry, &mut touched),
@@ -121,7 +146,7 @@ impl View {
         touched
     }
 
-    fn put(&mut self, entry: Entry, touched: &mut BTreeSet<ServiceId>) {
+    fn put(&mut self, entry: Entry, touched: &mut Touched) {
         let read = match Place::of(&entry.key) {
             Place::Cluster => decode(&entry).map(|cluster| self.cluster = Some(cluster)),
             Place::Leader => decode(&entry).map(|leader| {
@@ -145,7 +170,7 @@ impl View {
         }
     }
 
-    fn take<T: Stored>(&mut self, entry: &Entry, touched: &mut BTreeSet<ServiceId>) -> Result<(), String> {
+    fn take<T: Stored>(&mut self, entry: &Entry, touched: &mut Touched) -> Result<(), String> {
         let value: T = decode(entry)?;
         if T::key(value.id()) != entry.key {
             return Err(format!("its value calls itself {}", value.id()));
@@ -155,13 +180,14 @@ impl View {
             if let Some(index) = T::index(self) {
                 index.entry(service).or_default().insert(value.id());
             }
-            touched.insert(service);
+            touched.services.insert(service);
         }
+        touched.everybody |= value.concerns_everybody();
         T::table_mut(self).insert(value.id(), Versioned { value: Arc::new(value), revision: entry.revision });
         Ok(())
     }
 
-    fn delete(&mut self, key: &Key, touched: &mut BTreeSet<ServiceId>) {
+    fn delete(&mut self, key: &Key, touched: &mut Touched) {
         match Place::of(key) {
             Place::Cluster => self.cluster = None,
             Place::Leader => self.leader = None,
@@ -175,7 +201,7 @@ impl View {
         self.unreadable.remove(key);
     }
 
-    fn forget<T: Stored>(&mut self, id: T::Id, touched: &mut BTreeSet<ServiceId>) {
+    fn forget<T: Stored>(&mut self, id: T::Id, touched: &mut Touched) {
         if let Some(old) = T::table_mut(self).remove(&id) {
             for service in old.value.services() {
                 if let Some(index) = T::index(self)
@@ -183,9 +209,16 @@ impl View {
                 {
                     ids.remove(&id);
                 }
-                touched.insert(service);
+                touched.services.insert(service);
             }
+            touched.everybody |= old.value.concerns_everybody();
         }
+    }
+
+    /// Whether something that could be assigned cannot be read: then what is missing may only look so.
+    pub fn is_partial(&self) -> bool {
+        let assigned = |key: &Key| matches!(Place::of(key), Place::Pool(_) | Place::Volume(_));
+        self.unreadable.keys().any(assigned)
     }
 
     pub fn pools_of(&self, service: ServiceId) -> impl Iterator<Item = &Pool> {
@@ -248,7 +281,7 @@ impl ViewHandle {
         let touched = view.apply(batch);
         let revision = view.revision;
         drop(view);
-        self.announce(revision, |service| touched.contains(&service));
+        self.announce(revision, |service| touched.everybody || touched.services.contains(&service));
     }
 
     /// Starts over from a listing, after a gap in the watch.
@@ -318,7 +351,7 @@ mod tests {
         view.apply(Batch { revision: Revision(1), events: vec![entry(&volume(7), 1)] });
         assert_eq!(view.assignments(from).volumes.len(), 1);
         let touched = view.apply(Batch { revision: Revision(2), events: vec![entry(&volume(8), 2)] });
-        assert_eq!(touched, BTreeSet::from([from, to]));
+        assert_eq!(touched, Touched { services: BTreeSet::from([from, to]), everybody: false });
         assert_eq!((view.assignments(from).volumes.len(), view.assignments(to).volumes.len()), (0, 1));
         let gone = Event::Delete(Key::volume(VolumeId::from_bytes([1; 16])));
         view.apply(Batch { revision: Revision(3), events: vec![gone] });

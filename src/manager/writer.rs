@@ -7,7 +7,7 @@ use super::draft::Draft;
 use super::refusal::Refusal;
 use super::view::ViewHandle;
 use crate::runtime::{Backoff, Clock, Shutdown};
-use crate::store::{Commit, MAX_TXN_OPS, SharedStore, Txn};
+use crate::store::{Commit, MAX_TXN_OPS, SharedStore, StoreError, Txn};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,7 +114,7 @@ impl Task {
             {
                 self.waiting.push_back(job);
             }
-            let (batch, outcome) = self.write_some().await;
+            let (batch, outcome) = self.write_some(group).await;
             for job in batch {
                 job.answer(outcome.clone());
             }
@@ -122,11 +122,12 @@ impl Task {
     }
 
     /// Takes as many waiting jobs as fit into a transaction and brings them to an end.
-    async fn write_some(&mut self) -> (Vec<Box<dyn Job>>, Result<(), Refusal>) {
+    async fn write_some(&mut self, group: &Shutdown) -> (Vec<Box<dyn Job>>, Result<(), Refusal>) {
         let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_millis(100));
         let mut batch = Vec::new();
+        let mut most = usize::MAX;
         for _ in 0..ATTEMPTS {
-            let txn = self.plan(&mut batch);
+            let txn = self.plan(&mut batch, most);
             let outcome = match txn {
                 Ok(None) => return (batch, Ok(())),
                 Ok(Some(txn)) => self.store.commit(txn).await,
@@ -134,8 +135,11 @@ impl Task {
             };
             match outcome {
                 Ok(Commit::Done(revision)) => {
-                    if !self.view.reached(revision).await {
-                        tracing::warn!("a commit is not visible yet: the view is behind the store");
+                    tokio::select! {
+                        reached = self.view.reached(revision) => if !reached {
+                            tracing::warn!("a commit is not visible yet: the view is behind the store");
+                        },
+                        () = group.requested() => {}
                     }
                     return (batch, Ok(()));
                 }
@@ -147,9 +151,13 @@ impl Task {
                     if let Ok(Err(_gone)) = tokio::time::timeout(wait, changes.changed()).await {
                         return (batch, Err(Refusal::Stopping));
                     }
-                    for job in batch.drain(..).rev() {
-                        self.waiting.push_front(job);
-                    }
+                    self.put_back(&mut batch);
+                }
+                Err(StoreError::Unavailable(reason)) => return (batch, Err(Refusal::InDoubt(reason))),
+                // Nothing was written, because of one of them: each is tried alone, so that the others go on.
+                Err(_) if batch.len() > 1 => {
+                    self.put_back(&mut batch);
+                    most = 1;
                 }
                 Err(error) => return (batch, Err(error.into())),
             }
@@ -158,10 +166,19 @@ impl Task {
         (batch, Err(Refusal::Busy))
     }
 
-    fn plan(&mut self, batch: &mut Vec<Box<dyn Job>>) -> Result<Option<Txn>, serde_json::Error> {
+    fn put_back(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+        for job in batch.drain(..).rev() {
+            self.waiting.push_front(job);
+        }
+    }
+
+    /// Plans as many jobs as fit, `most` at the most, into one transaction.
+    fn plan(&mut self, batch: &mut Vec<Box<dyn Job>>, most: usize) -> Result<Option<Txn>, serde_json::Error> {
         let view = self.view.read();
         let mut draft = Draft::new(&view, self.clock.wall());
-        while let Some(mut job) = self.waiting.pop_front() {
+        while batch.len() < most
+            && let Some(mut job) = self.waiting.pop_front()
+        {
             let savepoint = draft.savepoint();
             let kept = job.plan(&mut draft);
             if kept && draft.weight() > MAX_WEIGHT && !batch.is_empty() {

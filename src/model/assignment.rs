@@ -115,6 +115,16 @@ impl AssignmentSet {
         changes
     }
 
+    /// Adds what only `other` names.
+    pub fn fill_from(&mut self, other: &Self) {
+        for (id, pool) in &other.pools {
+            self.pools.entry(*id).or_insert_with(|| pool.clone());
+        }
+        for (id, volume) in &other.volumes {
+            self.volumes.entry(*id).or_insert_with(|| volume.clone());
+        }
+    }
+
     /// Takes `changes` over. An entry that is older than what is held, or differs under the same generation, is left
     /// out and named in the answer; the rest is taken.
     pub fn apply(&mut self, changes: Changes) -> Vec<String> {

@@ -20,6 +20,9 @@ pub struct ClusterSpec {
 }
 
 impl ClusterSpec {
+    /// The longest period of a cluster, in milliseconds.
+    pub const LONGEST_MS: u64 = 3_600_000;
+
     pub fn heartbeat(&self) -> Duration {
         Duration::from_millis(self.heartbeat_ms)
     }
@@ -34,6 +37,8 @@ impl ClusterSpec {
             Some("the heartbeat must be at least 100ms")
         } else if self.lease_ms < 2000 || !self.lease_ms.is_multiple_of(1000) {
             Some("the lease must be a whole number of seconds, at least 2s")
+        } else if self.lease_ms > Self::LONGEST_MS {
+            Some("the lease must be at most one hour")
         } else if self.lease_ms < self.heartbeat_ms.saturating_mul(2) {
             Some("the lease must be at least twice the heartbeat")
         } else {

@@ -97,11 +97,12 @@ impl World {
         tasks
     }
 
-    /// When to plan again although nothing happened.
-    pub fn next_retry(&self) -> Option<Instant> {
+    /// When to plan again although nothing happened. What was due before `now` and was not started waits for
+    /// something else to happen.
+    pub fn next_retry(&self, now: Instant) -> Option<Instant> {
         let pools = self.pools.values().filter_map(retry_at);
         let volumes = self.volumes.values().filter_map(retry_at);
-        pools.chain(volumes).min()
+        pools.chain(volumes).filter(|at| *at > now).min()
     }
 
     fn plan_pools(&self, assigned: &AssignmentSet, now: Instant, tasks: &mut Vec<Task>) {

@@ -89,7 +89,8 @@ fn a_failure_waits_longer_each_time_unless_the_assignment_changes() {
     world.volumes.insert(volume(2, 1, false).id, failed);
     let set = assigned(&[pool(false)], &[volume(2, 1, false)]);
     assert_eq!(world.plan(&set, now), []);
-    assert_eq!(world.next_retry(), Some(now + Duration::from_secs(4)));
+    assert_eq!(world.next_retry(now), Some(now + Duration::from_secs(4)));
+    assert_eq!(world.next_retry(now + Duration::from_secs(4)), None, "nobody waits for what is past");
     assert_eq!(world.plan(&set, now + Duration::from_secs(4)).len(), 1);
     let changed = assigned(&[pool(false)], &[volume(2, 2, false)]);
     assert_eq!(world.plan(&changed, now), [Task::EnsureVolume(volume(2, 2, false))]);

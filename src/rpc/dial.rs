@@ -8,16 +8,14 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    #[error("no symphony process answers at {path}; start it with `symphony {role} run` or `symphony dev`, or name its socket with --socket", path = path.display(), role = role_of(path))]
+    #[error("no symphony process answers at {path}: start one with `symphony dev` or `symphony … run`, or name its socket with --socket", path = path.display())]
     Socket { path: PathBuf, source: std::io::Error },
+    #[error("you may not use the control socket {path}: be root or the user that symphony runs as", path = path.display())]
+    Denied { path: PathBuf, source: std::io::Error },
     #[error("no manager answers at {address}")]
     Address { address: String, source: std::io::Error },
     #[error("'{address}' is not an address: write HOST or HOST:PORT")]
     Malformed { address: String },
-}
-
-fn role_of(path: &Path) -> &'static str {
-    if path.to_string_lossy().contains("block") { "block" } else { "manager" }
 }
 
 /// How long a connection may take to come up.
@@ -35,7 +33,10 @@ fn endpoint() -> Endpoint {
 /// # Errors
 /// If nobody answers there.
 pub async fn dial_socket(path: &Path) -> Result<Channel, DialError> {
-    let failed = |source| DialError::Socket { path: path.to_owned(), source };
+    let failed = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::PermissionDenied => DialError::Denied { path: path.to_owned(), source },
+        _ => DialError::Socket { path: path.to_owned(), source },
+    };
     let first = UnixStream::connect(path).await.map_err(failed)?;
     over(first).await.map_err(failed)
 }

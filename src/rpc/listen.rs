@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 use tonic::{Request, Status};
@@ -40,7 +41,15 @@ pub struct Peer {
 pub struct Listener {
     socket: Socket,
     admission: Admission,
+    /// Seats of two kinds, so that peers that are refused cannot crowd out those that are welcome.
+    admitted: Arc<Semaphore>,
+    refused: Arc<Semaphore>,
 }
+
+/// Connections of peers that may ask: block services, operators.
+const ADMITTED: usize = 4096;
+/// Connections of peers that are only told why they may not.
+const REFUSED: usize = 64;
 
 enum Socket {
     Tcp(TcpListener),
@@ -54,26 +63,26 @@ impl Listener {
     /// If the port is taken or may not be bound.
     pub async fn tcp(address: SocketAddr, admission: Admission) -> Result<Self, ListenError> {
         let listener = TcpListener::bind(address).await.map_err(|source| ListenError::Tcp { address, source })?;
-        Ok(Self { socket: Socket::Tcp(listener), admission })
+        Ok(Self::new(Socket::Tcp(listener), admission))
     }
 
-    /// Binds a control socket, mode 0600, in place of one that a dead process left behind. The caller holds the lock
-    /// of the directory it is in, so that no living process is behind an old one.
+    fn new(socket: Socket, admission: Admission) -> Self {
+        let seats = |number| Arc::new(Semaphore::new(number));
+        Self { socket, admission, admitted: seats(ADMITTED), refused: seats(REFUSED) }
+    }
+
+    /// Binds a control socket, mode 0600, at a path that was made free for it.
     ///
     /// # Errors
     /// If the path cannot be a socket's.
     pub fn unix(path: &Path) -> Result<Self, ListenError> {
         let bind = || {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
             let listener = UnixListener::bind(path)?;
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
             Ok(listener)
         };
         let listener = bind().map_err(|source| ListenError::Unix { path: path.to_owned(), source })?;
-        Ok(Self { socket: Socket::Unix(listener), admission: Arc::new(|_| Ok(())) })
+        Ok(Self::new(Socket::Unix(listener), Arc::new(|_| Ok(()))))
     }
 
     /// The bound TCP address; none for a control socket.
@@ -92,7 +101,8 @@ impl Listener {
     async fn accept(&self) -> Connection {
         loop {
             match self.try_accept().await {
-                Ok(connection) => return connection,
+                Ok(Some(connection)) => return connection,
+                Ok(None) => tracing::debug!("no seat is free for a peer; it is hung up on"),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     // Out of descriptors or memory: nothing tells when that is over.
@@ -102,26 +112,33 @@ impl Listener {
         }
     }
 
-    async fn try_accept(&self) -> std::io::Result<Connection> {
-        match &self.socket {
+    async fn try_accept(&self) -> std::io::Result<Option<Connection>> {
+        let (stream, peer, verdict) = match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                let refused = (self.admission)(&stream).err();
-                if let Some(reason) = &refused {
-                    tracing::warn!(%peer, %reason, "refused a peer");
+                let verdict = (self.admission)(&stream);
+                // A peer that has gone already must not be taken for a failure to accept.
+                if stream.set_nodelay(true).is_err() {
+                    return Ok(None);
                 }
-                Ok(Connection { stream: Either::Left(stream), origin: Peer { peer: peer.to_string(), refused } })
+                (Either::Left(stream), peer.to_string(), verdict)
             }
             Socket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                let uid = stream.peer_cred()?.uid();
-                let own = nix::unistd::geteuid().as_raw();
-                let refused = (uid != 0 && uid != own).then(|| format!("user {uid} may not use this control socket"));
-                let origin = Peer { peer: format!("the control socket (user {uid})"), refused };
-                Ok(Connection { stream: Either::Right(stream), origin })
+                let verdict = crate::host::unix_peer(&stream).map_err(|refused| refused.to_string());
+                (Either::Right(stream), "the control socket".to_owned(), verdict)
             }
-        }
+        };
+        let refused = verdict.err();
+        let seats = match &refused {
+            None => &self.admitted,
+            Some(reason) => {
+                tracing::warn!(%peer, %reason, "refused a peer");
+                &self.refused
+            }
+        };
+        let seat = seats.clone().try_acquire_owned().ok();
+        Ok(seat.map(|seat| Connection { stream, origin: Peer { peer, refused }, _seat: seat }))
     }
 }
 
@@ -129,6 +146,8 @@ impl Listener {
 pub struct Connection {
     stream: Either<TcpStream, UnixStream>,
     origin: Peer,
+    /// Given back when the connection ends.
+    _seat: OwnedSemaphorePermit,
 }
 
 impl Connected for Connection {

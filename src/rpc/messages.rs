@@ -9,7 +9,7 @@ use proto::service_message::Message as Up;
 use std::time::Duration;
 
 /// The longest period a peer may ask for; keeps arithmetic on hostile numbers harmless.
-const MAX_PERIOD_MS: u64 = 3_600_000;
+const MAX_PERIOD_MS: u64 = ClusterSpec::LONGEST_MS;
 
 /// The most ways to reach one volume.
 const MAX_EXPORTS: usize = 16;
@@ -285,7 +285,8 @@ impl From<Downward> for proto::ManagerMessage {
                 lease_ms: millis(welcome.lease),
                 managers: welcome.managers,
             }),
-            Downward::Complete { set, results_in } => Down::Assignments(proto::Assignments {
+            Downward::Complete { set, partial, results_in } => Down::Assignments(proto::Assignments {
+                partial,
                 r#type: number::<proto::assignments::Type>(proto::assignments::Type::Complete),
                 results_in: results_in.0,
                 pools: set.pools.values().map(Into::into).collect(),
@@ -312,6 +313,7 @@ impl From<Downward> for proto::ManagerMessage {
             Downward::HeartbeatAck => Down::HeartbeatAck(proto::HeartbeatAck {}),
             Downward::ReportsAck { sequence } => Down::ReportsAck(proto::ReportsAck { sequence }),
             Downward::InventoryRequest { nonce } => Down::InventoryRequest(proto::InventoryRequest { nonce }),
+            Downward::Managers(managers) => Down::Managers(proto::Managers { managers }),
             Downward::Removed => Down::Removed(proto::Removed {}),
         };
         Self { message: Some(message) }
@@ -329,7 +331,7 @@ fn assignments(message: proto::Assignments) -> Result<Downward, Malformed> {
                 pools: pools.into_iter().map(|pool| (pool.id, pool)).collect(),
                 volumes: volumes.into_iter().map(|volume| (volume.id, volume)).collect(),
             };
-            Ok(Downward::Complete { set, results_in })
+            Ok(Downward::Complete { set, partial: message.partial, results_in })
         }
         proto::assignments::Type::Incremental => {
             let mut changes: Changes = pools.into_iter().map(|pool| Change::Put(Assigned::Pool(pool))).collect();
@@ -360,6 +362,7 @@ impl TryFrom<proto::ManagerMessage> for Downward {
             Down::HeartbeatAck(proto::HeartbeatAck {}) => Downward::HeartbeatAck,
             Down::ReportsAck(ack) => Downward::ReportsAck { sequence: ack.sequence },
             Down::InventoryRequest(request) => Downward::InventoryRequest { nonce: request.nonce },
+            Down::Managers(message) => Downward::Managers(message.managers),
             Down::Removed(proto::Removed {}) => Downward::Removed,
         })
     }
@@ -411,7 +414,8 @@ mod tests {
         }
         let changes = vec![Change::DropPool(PoolId::from_bytes([4; 16]))];
         for message in [
-            Downward::Complete { set: AssignmentSet::default(), results_in: Step(1) },
+            Downward::Complete { set: AssignmentSet::default(), partial: true, results_in: Step(1) },
+            Downward::Managers(vec!["127.0.0.1:1".into()]),
             Downward::Incremental { changes, applies_to: Step(1), results_in: Step(2) },
             Downward::HeartbeatAck,
             Downward::ReportsAck { sequence: 9 },

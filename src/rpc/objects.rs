@@ -190,7 +190,8 @@ impl TryFrom<proto::Driver> for Driver {
             proto::driver::Driver::File(file) => {
                 let path = PathBuf::from(file.path);
                 let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
-                if !path.is_absolute() || !plain || path.as_os_str().len() > 3000 {
+                let text = path.as_os_str().as_encoded_bytes();
+                if !path.is_absolute() || !plain || text.len() > 3000 || text.contains(&0) {
                     return Err(Malformed(format!("'{}' is not an absolute path without '..'", path.display())));
                 }
                 Ok(Driver::File { path, limit: file.limit.map(ByteSize::bytes) })

@@ -11,11 +11,19 @@ pub enum ManagerEvent {
     Admitted {
         welcome: Welcome,
         assignments: AssignmentSet,
+        partial: bool,
     },
-    /// It is not, or no lease could be had.
+    /// No lease could be had, or it is none of this cluster's business.
     Refused(String),
-    /// What the service must hold has changed.
-    Assigned(AssignmentSet),
+    /// The cluster has no such member.
+    Unknown(String),
+    /// What the service must hold has changed. Where `partial`, the state could not be read whole: nothing is dropped.
+    Assigned {
+        set: AssignmentSet,
+        partial: bool,
+    },
+    /// The managers of the cluster have changed.
+    Managers(Vec<String>),
     /// The reports of this sequence number are in the store.
     Committed {
         sequence: u64,
@@ -32,7 +40,7 @@ pub enum ManagerEvent {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManagerAction {
-    /// Look the service up, take its lease; answer `Admitted` or `Refused`.
+    /// Look the service up, take its lease; answer `Admitted`, `Refused`, `Unknown` or `Removed`.
     Admit(Greeting),
     Send(Downward),
     /// The service is alive: keep its lease alive.
@@ -82,9 +90,18 @@ impl ManagerSide {
                 self.heard = now;
                 self.receive(message)
             }
-            ManagerEvent::Admitted { welcome, assignments } => self.open(welcome, assignments),
+            ManagerEvent::Admitted { welcome, assignments, partial } => {
+                // An admission may take longer than the lease; the service could not speak meanwhile.
+                self.heard = now;
+                self.open(welcome, assignments, partial)
+            }
             ManagerEvent::Refused(reason) => self.end(Ended::Refused(reason), false),
-            ManagerEvent::Assigned(next) => self.assign(next),
+            ManagerEvent::Unknown(reason) => self.end(Ended::Unknown(reason), false),
+            ManagerEvent::Assigned { set, partial } => self.assign(set, partial),
+            ManagerEvent::Managers(managers) => match self.state {
+                State::Open { .. } => vec![ManagerAction::Send(Downward::Managers(managers))],
+                _ => Vec::new(),
+            },
             ManagerEvent::Committed { sequence } => self.acknowledge(sequence),
             ManagerEvent::Removed => self.remove(),
             ManagerEvent::Ask { nonce } => match self.state {
@@ -122,7 +139,7 @@ impl ManagerSide {
         }
     }
 
-    fn open(&mut self, welcome: Welcome, assignments: AssignmentSet) -> Vec<ManagerAction> {
+    fn open(&mut self, welcome: Welcome, assignments: AssignmentSet, partial: bool) -> Vec<ManagerAction> {
         if !matches!(self.state, State::Admitting) {
             return Vec::new();
         }
@@ -130,12 +147,15 @@ impl ManagerSide {
         self.state = State::Open { lease: welcome.lease, held: assignments.clone(), step, committing: None };
         vec![
             ManagerAction::Send(Downward::Welcome(welcome)),
-            ManagerAction::Send(Downward::Complete { set: assignments, results_in: step }),
+            ManagerAction::Send(Downward::Complete { set: assignments, partial, results_in: step }),
         ]
     }
 
-    fn assign(&mut self, next: AssignmentSet) -> Vec<ManagerAction> {
+    fn assign(&mut self, mut next: AssignmentSet, partial: bool) -> Vec<ManagerAction> {
         let State::Open { held, step, .. } = &mut self.state else { return Vec::new() };
+        if partial {
+            next.fill_from(held);
+        }
         let changes = held.changes_to(&next);
         if changes.is_empty() {
             return Vec::new();

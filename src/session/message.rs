@@ -40,10 +40,25 @@ pub enum Upward {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Downward {
     Welcome(Welcome),
-    Complete { set: AssignmentSet, results_in: Step },
-    Incremental { changes: Changes, applies_to: Step, results_in: Step },
+    /// Everything the service must hold; where `partial`, what is not named is kept as it is.
+    Complete {
+        set: AssignmentSet,
+        partial: bool,
+        results_in: Step,
+    },
+    Incremental {
+        changes: Changes,
+        applies_to: Step,
+        results_in: Step,
+    },
     HeartbeatAck,
-    ReportsAck { sequence: u64 },
-    InventoryRequest { nonce: u64 },
+    ReportsAck {
+        sequence: u64,
+    },
+    InventoryRequest {
+        nonce: u64,
+    },
+    /// `host:port` of every manager, as in [`Welcome`].
+    Managers(Vec<String>),
     Removed,
 }

@@ -29,6 +29,9 @@ pub enum Ended {
     Removed,
     #[error("the peer said goodbye")]
     Goodbye,
+    /// The manager's cluster has no such member.
+    #[error("{0}")]
+    Unknown(String),
     #[error("{0}")]
     Refused(String),
 }

@@ -22,8 +22,10 @@ pub enum ServiceEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceAction {
     Send(Upward),
-    /// The session is open; these are the managers of the cluster.
-    Opened {
+    /// The session is open.
+    Opened,
+    /// These are the managers of the cluster.
+    Learn {
         managers: Vec<String>,
     },
     /// Hold exactly this from now on.
@@ -128,14 +130,18 @@ impl ServiceSide {
             (_, Downward::Removed) => self.end(Ended::Removed),
             (State::Greeting, Downward::Welcome(welcome)) => {
                 self.state = State::Open { heartbeat: welcome.heartbeat, lease: welcome.lease, step: None };
-                vec![ServiceAction::Opened { managers: welcome.managers }]
+                vec![ServiceAction::Opened, ServiceAction::Learn { managers: welcome.managers }]
             }
             (State::Greeting, _) => self.fault("the first message must be Welcome"),
             (State::Open { .. }, Downward::Welcome(_)) => self.fault("a second Welcome"),
-            (State::Open { step, .. }, Downward::Complete { set, results_in }) => {
+            (State::Open { step, .. }, Downward::Complete { set, partial, results_in }) => {
                 *step = Some(results_in);
-                vec![ServiceAction::Replace(set)]
+                match partial {
+                    true => vec![ServiceAction::Apply(AssignmentSet::default().changes_to(&set))],
+                    false => vec![ServiceAction::Replace(set)],
+                }
             }
+            (State::Open { .. }, Downward::Managers(managers)) => vec![ServiceAction::Learn { managers }],
             (State::Open { step, .. }, Downward::Incremental { changes, applies_to, results_in }) => {
                 if *step != Some(applies_to) || results_in <= applies_to {
                     return self.fault("a gap in the chain of assignments");

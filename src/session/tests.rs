@@ -87,7 +87,7 @@ impl World {
                     let actions = self.service.handle(answer, self.now);
                     self.service_does(actions);
                 }
-                ServiceAction::Opened { .. } => {}
+                ServiceAction::Opened | ServiceAction::Learn { .. } => {}
                 ServiceAction::End(reason) => self.ends.push(reason),
             }
         }
@@ -98,7 +98,7 @@ impl World {
             let event = match action {
                 ManagerAction::Admit(greeting) => {
                     assert_eq!(greeting.service, ServiceId::from_bytes([1; 16]));
-                    ManagerEvent::Admitted { welcome: welcome(), assignments: self.assigned.clone() }
+                    ManagerEvent::Admitted { welcome: welcome(), assignments: self.assigned.clone(), partial: false }
                 }
                 ManagerAction::Send(message) => {
                     let actions = self.service.handle(ServiceEvent::Received(message), self.now);
@@ -126,7 +126,7 @@ impl World {
 
     fn assign(&mut self, set: AssignmentSet) {
         self.assigned = set.clone();
-        let actions = self.manager.handle(ManagerEvent::Assigned(set), self.now);
+        let actions = self.manager.handle(ManagerEvent::Assigned { set, partial: false }, self.now);
         self.manager_does(actions);
     }
 
@@ -202,13 +202,38 @@ fn an_inventory_is_asked_for_and_answered() {
 }
 
 #[test]
+fn a_manager_that_cannot_read_everything_takes_nothing_away() {
+    let held: AssignmentSet = AssignmentSet {
+        volumes: [volume(1, 1), volume(2, 1)].into_iter().map(|volume| (volume.id, volume)).collect(),
+        ..AssignmentSet::default()
+    };
+    let mut world = World::open(held.clone());
+    let seen = AssignmentSet { volumes: [(volume(2, 2).id, volume(2, 2))].into(), ..AssignmentSet::default() };
+    let actions = world.manager.handle(ManagerEvent::Assigned { set: seen, partial: true }, world.now);
+    world.manager_does(actions);
+    assert_eq!(world.held.volumes.len(), 2);
+    assert_eq!(world.held.volumes.get(&volume(2, 2).id), Some(&volume(2, 2)));
+}
+
+#[test]
+fn an_admission_that_took_longer_than_the_lease_opens_a_session_that_stays() {
+    let now = Instant::now();
+    let mut manager = ManagerSide::new(now);
+    manager.handle(ManagerEvent::Received(Upward::Hello(greeting())), now);
+    let late = now + LEASE + Duration::from_millis(1);
+    let admitted = ManagerEvent::Admitted { welcome: welcome(), assignments: AssignmentSet::default(), partial: false };
+    assert_eq!(manager.handle(admitted, late).len(), 2);
+    assert_eq!(manager.handle(ManagerEvent::Tick, late), []);
+}
+
+#[test]
 fn only_the_latest_report_of_an_object_is_sent_and_one_batch_at_a_time() {
     let now = Instant::now();
     let (mut service, _) = ServiceSide::begin(greeting(), now);
     assert_eq!(service.handle(ServiceEvent::Report(vec![report(1, 1)]), now), []);
     service.handle(ServiceEvent::Received(Downward::Welcome(welcome())), now);
     assert_eq!(service.handle(ServiceEvent::Report(vec![report(1, 2)]), now), [], "not before the assignments");
-    let complete = Downward::Complete { set: AssignmentSet::default(), results_in: Step(1) };
+    let complete = Downward::Complete { set: AssignmentSet::default(), partial: false, results_in: Step(1) };
     let actions = service.handle(ServiceEvent::Received(complete), now);
     let sent = ServiceAction::Send(Upward::Reports { sequence: 1, reports: vec![report(1, 2)] });
     assert_eq!(actions[1], sent);

@@ -157,7 +157,10 @@ fn refuse_nested(path: &Path) -> Result<(), BackendError> {
 /// Lets go of a pool that is closed.
 pub(super) fn release_at(identity: &PoolIdentity, path: &Path) -> Result<Removed, BackendError> {
     let root = match Directory::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Removed::WasAbsent),
+        // Where no directory can be, no pool has been.
+        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
+            return Ok(Removed::WasAbsent);
+        }
         other => other?,
     };
     match load::<Marker>(&root, MARKER)? {

@@ -3,13 +3,24 @@
 use super::volume::forget_volume;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Kind, Pool, PoolReport, Report, ServiceId, Volume, VolumeReport};
+use crate::model::{Kind, Pool, PoolReport, Report, ServiceId, Session, SessionId, Volume, VolumeReport};
 
 /// Takes reports of `service` over. Reports on objects that are gone are ignored; nothing is written where nothing changed.
 ///
 /// # Errors
-/// If one speaks of an object that is not the service's: then none is taken.
-pub fn take_reports(draft: &mut Draft<'_>, service: ServiceId, reports: &[Report]) -> Result<(), Refusal> {
+/// If the session is not the service's present one, or a report speaks of an object that is not the service's: then
+/// none is taken.
+pub fn take_reports(
+    draft: &mut Draft<'_>,
+    service: ServiceId,
+    session: SessionId,
+    reports: &[Report],
+) -> Result<(), Refusal> {
+    if draft.get::<Session>(service).is_none_or(|present| present.id != session) {
+        return Err(Refusal::Superseded(service));
+    }
+    // A report that was held up must not overwrite what a newer session said.
+    draft.guard::<Session>(service);
     for report in reports {
         match report {
             Report::Pool(report) => take_pool(draft, service, report)?,

@@ -88,6 +88,18 @@ pub fn remove_service(draft: &mut Draft<'_>, id: ServiceId, lost: bool) -> Resul
     if service.meta.is_removed() {
         return Ok(Some(service));
     }
+    if draft.view().is_partial() {
+        return Err(Refusal::Precondition(
+            "some objects in the store cannot be read, so it is not known what the service holds: see `symphony ctl check`"
+                .into(),
+        ));
+    }
+    let holds = draft.view().volumes_of(id).next().is_some() || draft.view().pools_of(id).next().is_some();
+    if lost && holds && service.status.state == ServiceState::Ready {
+        return Err(Refusal::Precondition(format!(
+            "service {id} is connected, so it is not lost: stop it first, or remove what it holds"
+        )));
+    }
     let volumes: Vec<Volume> = draft.all::<Volume>().filter(|volume| volume.is_on(id)).cloned().collect();
     let pools: Vec<Pool> = draft.all::<Pool>().filter(|pool| pool.spec.service == id).cloned().collect();
     if !lost && (!volumes.is_empty() || !pools.is_empty()) {

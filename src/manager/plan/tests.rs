@@ -13,6 +13,10 @@ fn service_id() -> ServiceId {
     ServiceId::from_bytes([1; 16])
 }
 
+fn session_id() -> SessionId {
+    SessionId::from_bytes([3; 16])
+}
+
 /// A view, and commits that reach it as a store's would.
 #[derive(Default)]
 struct World {
@@ -43,7 +47,7 @@ impl World {
 
     fn admit(&mut self) {
         let (service, manager) = (service_id(), ServiceId::from_bytes([2; 16]));
-        let session = Session { id: SessionId::from_bytes([3; 16]), service, manager, since: NOW };
+        let session = Session { id: session_id(), service, manager, since: NOW };
         let greeting = Greeting {
             service,
             cluster: ClusterId::from_bytes([4; 16]),
@@ -52,6 +56,14 @@ impl World {
             version: "0".into(),
         };
         self.write(|draft| admit_session(draft, &session, &greeting, LeaseId(1))).unwrap();
+    }
+
+    /// The lease runs out, and the leader takes note.
+    fn fall_silent(&mut self) {
+        let gone = crate::store::Key::session(service_id());
+        let revision = Revision(self.view.revision.0 + 1);
+        self.view.apply(Batch { revision, events: vec![Event::Delete(gone)] });
+        self.write(|draft| mark_down(draft, service_id())).unwrap();
     }
 
     fn write<T>(&mut self, mut plan: impl FnMut(&mut Draft<'_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
@@ -91,7 +103,7 @@ impl World {
             Observed::Unknown => Observed::Unknown,
         };
         let report = PoolReport { id: pool.meta.id, generation: pool.meta.generation, capacity, failure: None };
-        self.write(|draft| take_reports(draft, service_id(), &[Report::Pool(report.clone())])).unwrap();
+        self.write(|draft| take_reports(draft, service_id(), session_id(), &[Report::Pool(report.clone())])).unwrap();
     }
 
     fn volume(&mut self, name: &str, mib: u64, pool: Option<&str>) -> Result<Volume, Refusal> {
@@ -107,7 +119,7 @@ impl World {
             volume: Observed::Absent,
             failure: None,
         };
-        self.write(|draft| take_reports(draft, service_id(), &[Report::Volume(report.clone())])).unwrap();
+        self.write(|draft| take_reports(draft, service_id(), session_id(), &[Report::Volume(report.clone())])).unwrap();
     }
 
     /// What the consistency check would say of the state.
@@ -177,9 +189,36 @@ fn a_report_on_what_another_service_holds_is_refused_whole() {
         failure: None,
     };
     let stranger = ServiceId::from_bytes([9; 16]);
-    let outcome = world.write(|draft| take_reports(draft, stranger, &[Report::Pool(forged.clone())]));
+    let session = Session { id: session_id(), service: stranger, manager: stranger, since: NOW };
+    world.write(|draft| Ok(draft.overwrite_leased(session.clone(), LeaseId(2)))).unwrap();
+    let outcome = world.write(|draft| take_reports(draft, stranger, session_id(), &[Report::Pool(forged.clone())]));
     assert!(matches!(outcome, Err(Refusal::NotYours { .. })));
     assert_eq!(world.view.get::<Pool>(pool.meta.id), Some(&pool));
+}
+
+#[test]
+fn a_report_of_a_session_that_is_over_is_refused() {
+    let mut world = World::new();
+    let pool = world.pool("p", 10);
+    let late = PoolReport {
+        id: pool.meta.id,
+        generation: pool.meta.generation,
+        capacity: Observed::Unknown,
+        failure: Some("old news".into()),
+    };
+    let older = SessionId::from_bytes([8; 16]);
+    let outcome = world.write(|draft| take_reports(draft, service_id(), older, &[Report::Pool(late.clone())]));
+    assert!(matches!(outcome, Err(Refusal::Superseded(_))));
+    assert_eq!(world.view.get::<Pool>(pool.meta.id), Some(&pool));
+}
+
+#[test]
+fn a_service_that_is_connected_is_not_lost() {
+    let mut world = World::new();
+    world.pool("p", 10);
+    let refusal = world.write(|draft| remove_service(draft, service_id(), true)).unwrap_err();
+    assert!(refusal.to_string().contains("connected"), "{refusal}");
+    assert_eq!(world.view.pools.len(), 1);
 }
 
 #[test]
@@ -191,6 +230,7 @@ fn a_service_is_removed_only_empty_or_lost_and_then_nothing_of_it_is_left() {
     }
     let refusal = world.write(|draft| remove_service(draft, service_id(), false)).unwrap_err();
     assert!(refusal.to_string().contains("'v0'") && refusal.to_string().contains("more"), "{refusal}");
+    world.fall_silent();
     let mut rounds = 1;
     while world.write(|draft| remove_service(draft, service_id(), true)).unwrap().is_none() {
         rounds += 1;
@@ -205,9 +245,7 @@ fn a_service_is_removed_only_empty_or_lost_and_then_nothing_of_it_is_left() {
 fn volumes_of_a_silent_service_are_not_placed_there_by_themselves() {
     let mut world = World::new();
     world.pool("p", 10);
-    let gone = crate::store::Key::session(service_id());
-    world.view.apply(Batch { revision: Revision(99), events: vec![Event::Delete(gone)] });
-    world.write(|draft| mark_down(draft, service_id())).unwrap();
+    world.fall_silent();
     assert_eq!(world.view.get::<Service>(service_id()).unwrap().status.state, ServiceState::Down);
     assert!(matches!(world.volume("v", 1, None), Err(Refusal::NoRoomAnywhere { .. })));
     world.admit();

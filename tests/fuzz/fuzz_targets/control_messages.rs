@@ -33,7 +33,7 @@ fn tell_manager(manager: &mut ManagerSide, message: Upward, now: Instant) {
     for action in manager.handle(ManagerEvent::Received(message), now) {
         let next = match action {
             ManagerAction::Admit(_) => {
-                ManagerEvent::Admitted { welcome: welcome(), assignments: AssignmentSet::default() }
+                ManagerEvent::Admitted { welcome: welcome(), assignments: AssignmentSet::default(), partial: false }
             }
             ManagerAction::Commit { sequence, .. } => ManagerEvent::Committed { sequence },
             _ => continue,
