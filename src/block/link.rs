@@ -215,6 +215,10 @@ impl Driver<'_> {
     }
 
     async fn learn(&mut self, mut managers: Vec<String>) -> Result<(), Ended> {
+        if managers.is_empty() {
+            // The last one is leaving; it may come back where it was.
+            return Ok(());
+        }
         for seed in &self.link.seeds {
             if !managers.contains(seed) {
                 managers.push(seed.clone());

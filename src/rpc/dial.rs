@@ -8,7 +8,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    #[error("no symphony process answers at {path}: start one with `symphony dev` or `symphony … run`, or name its socket with --socket", path = path.display())]
+    #[error("no symphony process answers at {path}: start one with `symphony {role} run` or `symphony dev`, or name its socket with --socket", path = path.display(), role = role_of(path))]
     Socket { path: PathBuf, source: std::io::Error },
     #[error("you may not use the control socket {path}: be root or the user that symphony runs as", path = path.display())]
     Denied { path: PathBuf, source: std::io::Error },
@@ -16,6 +16,12 @@ pub enum DialError {
     Address { address: String, source: std::io::Error },
     #[error("'{address}' is not an address: write HOST or HOST:PORT")]
     Malformed { address: String },
+}
+
+/// Whose socket it would be, by the name of its directory.
+fn role_of(path: &Path) -> &'static str {
+    let directory = path.parent().and_then(Path::file_name).unwrap_or_default();
+    if directory.as_encoded_bytes().starts_with(b"block") { "block" } else { "manager" }
 }
 
 /// How long a connection may take to come up.

@@ -6,6 +6,7 @@
 mod figures;
 mod processes;
 mod raw;
+#[expect(dead_code, reason = "a benchmark hurts no member")]
 #[path = "../support/mod.rs"]
 mod support;
 mod volumes;

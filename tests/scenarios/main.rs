@@ -1,1 +1,25 @@
+//! The real executable, driven as users drive it: real processes, real etcd, real clients. Nothing here asserts on how
+//! long something takes; every cluster ends in the consistency check.
 
+mod command_line;
+mod crash_rounds;
+mod damage;
+mod data;
+mod dev;
+mod directories;
+mod full_disk;
+mod hostile_bytes;
+mod independence;
+mod initialisation;
+mod local_trust;
+mod membership;
+mod placement;
+mod refusals;
+mod removal;
+mod stage;
+mod starting;
+mod store_outages;
+#[path = "../support/mod.rs"]
+mod support;
+mod verbatim;
+mod volumes;

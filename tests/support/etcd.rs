@@ -2,6 +2,8 @@
 //!
 //! `SYMPHONY_TEST_ETCD` names another etcd than the one in `PATH`.
 
+use super::ports::free_ports;
+use super::process::{mortal, spawn_for_life};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -9,14 +11,9 @@ use nix::{
 use std::{
     env,
     fs::File,
-    net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{
-        LazyLock, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-        mpsc,
-    },
+    process::{Child, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -156,9 +153,7 @@ impl Etcd {
     fn spawn(&self, place: usize) {
         let member = &self.members[place];
         let log = File::options().create(true).append(true).open(self.log_path(place)).expect("etcd's log");
-        // The kernel kills etcd with the thread that started it, however this process ends.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(executable());
+        let mut command = mortal(executable());
         command.args(["--name", &member.name, "--initial-cluster-state", "new", "--logger", "zap"]);
         command.args(["--log-level", "error", "--initial-cluster", &self.initial_cluster]);
         command.args(["--listen-client-urls", &member.client_url, "--advertise-client-urls", &member.client_url]);
@@ -186,36 +181,4 @@ fn executable() -> PathBuf {
     let places = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&places).map(|place| place.join("etcd")).find(|path: &PathBuf| Path::is_file(path));
     found.expect("this test needs etcd: apt-get install etcd-server")
-}
-
-/// Ports nobody uses, below those that the kernel hands out to connections: a member that is down for a while would
-/// lose one of those.
-fn free_ports(count: usize) -> Vec<u16> {
-    const FIRST: u32 = 20_000;
-    const COUNT: u32 = 12_000;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let candidate = || {
-        let port = FIRST + (std::process::id().wrapping_mul(61) % COUNT + NEXT.fetch_add(1, Ordering::SeqCst)) % COUNT;
-        u16::try_from(port).expect("a port")
-    };
-    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    std::iter::repeat_with(candidate).filter(free).take(count).collect()
-}
-
-/// Starts a process from a thread that lives as long as this process does: a test's own thread ends with the test,
-/// and would take along what other tests still use.
-fn spawn_for_life(command: Command) -> Child {
-    type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
-    static NURSERY: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
-        let (orders, queue) = mpsc::channel::<Order>();
-        std::thread::spawn(move || {
-            for (mut command, reply) in queue {
-                reply.send(command.spawn()).expect("somebody waits for the child");
-            }
-        });
-        Mutex::new(orders)
-    });
-    let (reply, child) = mpsc::channel();
-    NURSERY.lock().unwrap_or_else(PoisonError::into_inner).send((command, reply)).expect("the nursery lives");
-    child.recv().expect("the nursery answers").expect("start etcd through setpriv (util-linux)")
 }

@@ -1,3 +1,5 @@
 //! What tests of the whole program need around it.
 
 pub mod etcd;
+pub mod ports;
+pub mod process;

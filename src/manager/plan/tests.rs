@@ -190,7 +190,11 @@ fn a_report_on_what_another_service_holds_is_refused_whole() {
     };
     let stranger = ServiceId::from_bytes([9; 16]);
     let session = Session { id: session_id(), service: stranger, manager: stranger, since: NOW };
-    world.write(|draft| Ok(draft.overwrite_leased(session.clone(), LeaseId(2)))).unwrap();
+    let overwrite = |draft: &mut Draft<'_>| {
+        draft.overwrite_leased(session.clone(), LeaseId(2));
+        Ok(())
+    };
+    world.write(overwrite).unwrap();
     let outcome = world.write(|draft| take_reports(draft, stranger, session_id(), &[Report::Pool(forged.clone())]));
     assert!(matches!(outcome, Err(Refusal::NotYours { .. })));
     assert_eq!(world.view.get::<Pool>(pool.meta.id), Some(&pool));
