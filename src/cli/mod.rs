@@ -69,6 +69,9 @@ impl Cli {
             eprintln!("symphony: {error}");
             return ExitCode::from(2);
         }
+        if daemon && let Err(error) = crate::host::raise_open_files() {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+        }
         match self.dispatch() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

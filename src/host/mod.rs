@@ -12,6 +12,7 @@ pub mod disk;
 pub mod document;
 pub mod files;
 mod identity;
+mod limits;
 pub mod lock;
 pub mod peer;
 pub mod unix_socket;
@@ -19,6 +20,7 @@ pub mod unix_socket;
 pub use aside::put_aside;
 pub use config_dir::{ConfigDir, ConfigDirError};
 pub use document::{Document, DocumentError, load_document, save_document};
+pub use limits::raise_open_files;
 pub use peer::{is_local_peer, tcp_peer, unix_peer};
 pub use unix_socket::SocketError;
 

@@ -3,7 +3,7 @@
 use super::member::Member;
 use super::plan;
 use crate::model::{Meta, Name, Service, ServiceId, ServiceSpec, ServiceState, ServiceStatus, ServiceType, Timestamp};
-use crate::rpc::{Malformed, proto};
+use crate::rpc::{Fault, Joiner, proto};
 use std::collections::BTreeMap;
 
 /// The record of a service that joins at `now`.
@@ -33,8 +33,8 @@ pub fn new_service(
 /// # Errors
 /// If the request makes no sense, or this id was removed before.
 pub async fn join(member: &Member, request: proto::JoinRequest) -> Result<proto::JoinResponse, tonic::Status> {
-    let joiner = parse(request, member.clock.wall()).map_err(crate::rpc::Fault::from)?;
-    let id = joiner.meta.id;
+    let Joiner { service: id, host_name, version } = request.try_into().map_err(Fault::from)?;
+    let joiner = new_service(id, ServiceType::Block, host_name, version, member.clock.wall());
     // A removed id is denied: it has had its life, and the joiner is to choose another one.
     member.writer.write(move |draft| plan::join_service(draft, &joiner)).await?;
     tracing::info!(service = %id, "a block service joined");
@@ -43,15 +43,4 @@ pub async fn join(member: &Member, request: proto::JoinRequest) -> Result<proto:
         cluster_name: member.cluster.meta.name.to_string(),
         managers: member.view.read().manager_addresses(member.service),
     })
-}
-
-fn parse(request: proto::JoinRequest, now: Timestamp) -> Result<Service, Malformed> {
-    let service_type = ServiceType::try_from(proto::ServiceType::try_from(request.r#type)?)?;
-    if service_type != ServiceType::Block {
-        return Err(Malformed("only block services join over the network; managers join through their store".into()));
-    }
-    if request.host_name.len() > 253 || request.version.len() > 64 {
-        return Err(Malformed("a host name or version that long".into()));
-    }
-    Ok(new_service(request.service_id.parse()?, service_type, request.host_name, request.version, now))
 }

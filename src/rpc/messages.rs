@@ -276,6 +276,32 @@ impl TryFrom<proto::ServiceMessage> for Upward {
     }
 }
 
+/// A block service that asks to become a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joiner {
+    pub service: ServiceId,
+    pub host_name: String,
+    pub version: String,
+}
+
+impl TryFrom<proto::JoinRequest> for Joiner {
+    type Error = Malformed;
+
+    fn try_from(request: proto::JoinRequest) -> Result<Self, Malformed> {
+        match ServiceType::try_from(proto::ServiceType::try_from(request.r#type)?)? {
+            ServiceType::Block => {}
+            ServiceType::Manager => {
+                return Err(Malformed("managers join through their store, not over the network".into()));
+            }
+        }
+        Ok(Self {
+            service: request.service_id.parse()?,
+            host_name: bounded(request.host_name, 253, "a host name")?,
+            version: bounded(request.version, 64, "a version")?,
+        })
+    }
+}
+
 impl From<Downward> for proto::ManagerMessage {
     fn from(message: Downward) -> Self {
         let message = match message {

@@ -17,6 +17,7 @@ pub mod proto {
 pub use dial::{DialError, dial_address, dial_socket, with_default_port};
 pub use fault::{Fault, FaultKind};
 pub use listen::{Admission, ListenError, Listener, Peer, advertised, gate, local_peers};
+pub use messages::Joiner;
 pub use objects::{Malformed, file_driver};
 
 /// Where managers listen unless told otherwise.

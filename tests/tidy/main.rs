@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("block", &["model", "runtime", "host", "session", "reconcile", "rpc", "io", "nbd", "backend", "export"]),
     ("ctl", &["model", "runtime", "rpc", "nbd"]),
     // Shell.
-    ("cli", &["model", "runtime", "rpc", "manager", "block", "ctl"]),
+    ("cli", &["model", "runtime", "host", "rpc", "manager", "block", "ctl"]),
 ];
 
 /// What stands beside the dot-files at the top.

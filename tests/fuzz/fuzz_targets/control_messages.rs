@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use std::time::{Duration, Instant};
 use symphony::model::{Addresses, AssignmentSet, ClusterId, Driver, Object, ServiceId, SessionId};
-use symphony::rpc::proto;
+use symphony::rpc::{Joiner, proto};
 use symphony::session::{
     Downward, Greeting, ManagerAction, ManagerEvent, ManagerSide, ServiceAction, ServiceEvent, ServiceSide, Upward,
     Welcome,
@@ -51,7 +51,7 @@ fuzz_target!(|input: &[u8]| {
     while let [kind, length, tail @ ..] = rest {
         let (frame, tail) = tail.split_at(usize::from(*length).min(tail.len()));
         rest = tail;
-        match kind % 5 {
+        match kind % 6 {
             0 => {
                 let message = proto::ServiceMessage::decode(frame).ok().and_then(|it| Upward::try_from(it).ok());
                 if let Some(message) = message {
@@ -79,6 +79,12 @@ fuzz_target!(|input: &[u8]| {
                 }
             }
             3 => {
+                // Refused or taken, but never with a text that the store would have to hold without a limit.
+                if let Ok(Ok(joiner)) = proto::JoinRequest::decode(frame).map(Joiner::try_from) {
+                    assert!(joiner.host_name.len() <= 253 && joiner.version.len() <= 64);
+                }
+            }
+            4 => {
                 if let Ok(Ok(driver)) = proto::Driver::decode(frame).map(Driver::try_from) {
                     assert_eq!(Driver::try_from(proto::Driver::from(&driver)), Ok(driver));
                 }
