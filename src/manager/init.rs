@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell, watch};
 
+/// How long an init waits for the new member's lease.
+const FIRST_LEASE: Duration = Duration::from_secs(5);
+
 /// A running manager, member or not.
 pub struct Manager {
     pub(super) dir: ConfigDir,
@@ -194,6 +197,10 @@ impl Manager {
             Stranded::Store(error) => Fault::from(Refusal::from(error)),
             other => Fault::new(FaultKind::Precondition, other.to_string()),
         })?;
+        // Done is when others see it; a store that goes away right now does not make the init fail.
+        if tokio::time::timeout(FIRST_LEASE, member.ready()).await.is_err() {
+            tracing::warn!("initialised, but not yet able to show itself in the store");
+        }
         Ok((member, created))
     }
 

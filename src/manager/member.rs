@@ -5,7 +5,7 @@ use super::plan;
 use super::view::{View, ViewHandle};
 use super::writer::Writer;
 use crate::discovery::{Leadership, Presence, campaign};
-use crate::model::{Addresses, Cluster, Identity, Membership, Service, ServiceId, Session, SessionId};
+use crate::model::{Addresses, Cluster, Identity, Membership, Service, ServiceId, ServiceState, Session, SessionId};
 use crate::runtime::{Backoff, Clock, Shutdown, VERSION};
 use crate::session::Greeting;
 use crate::store::{Key, Revision, SharedStore, StoreError};
@@ -142,10 +142,19 @@ impl Member {
 
     /// Completes once the view shows that this manager was removed.
     pub async fn removed(&self) {
+        self.becomes(|own| own.meta.is_removed()).await;
+    }
+
+    /// Completes once the view shows that this manager holds its lease.
+    pub async fn ready(&self) {
+        self.becomes(|own| own.status.state == ServiceState::Ready).await;
+    }
+
+    async fn becomes(&self, wanted: impl Fn(&Service) -> bool) {
         let mut changes = self.view.changes();
         loop {
-            let removed = self.view.read().get::<Service>(self.service).is_some_and(|own| own.meta.is_removed());
-            if removed || changes.changed().await.is_err() {
+            let reached = self.view.read().get::<Service>(self.service).is_some_and(&wanted);
+            if reached || changes.changed().await.is_err() {
                 return;
             }
         }
