@@ -11,7 +11,8 @@ FUZZERS := $(notdir $(wildcard tests/fuzz/seeds/*))
 
 # What the tests drive symphony with, and the packages that bring it: program=package.
 PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd \
-            qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs ip=iproute2 setpriv=util-linux jq=jq
+            nbdkit=nbdkit qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs mount=mount ip=iproute2 \
+            setpriv=util-linux unshare=util-linux
 
 .PHONY: help build demo test lint bench fuzz tools test-tools demo-tools clean
 .DEFAULT_GOAL := help
