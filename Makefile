@@ -12,9 +12,11 @@ FUZZERS := $(notdir $(wildcard tests/fuzz/seeds/*))
 # What the tests drive symphony with, and the packages that bring it: program=package.
 PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd \
             nbdkit=nbdkit qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs mount=mount ip=iproute2 \
-            setpriv=util-linux unshare=util-linux
+            setpriv=util-linux unshare=util-linux openssl=openssl
+# What runs guests and makes them out of packages; what is in the guests is downloaded, not installed.
+VM_PROGRAMS := qemu-system-x86_64=qemu-system-x86 python3=python3 modprobe=kmod depmod=kmod nbdkit=nbdkit
 
-.PHONY: help build demo test lint bench fuzz tools test-tools demo-tools clean
+.PHONY: help build demo test test-vm lint bench fuzz tools test-tools demo-tools clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -35,6 +37,10 @@ test: tools test-tools ## Run every test
 	else \
 	  echo cargo test --locked; cargo test --locked; \
 	fi
+
+test-vm: build ## Run what needs a kernel of its own, in emulated guests; CASES="10 40" chooses
+	@tests/tools/install $(VM_PROGRAMS)
+	tests/vm/run $(BINARY) $(CASES)
 
 lint: tools ## Check formatting and run clippy
 	cargo fmt --check

@@ -16,15 +16,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("discovery", &["model", "runtime", "store"]),
     ("session", &["model"]),
     ("reconcile", &["model"]),
-    ("rpc", &["model", "runtime", "host", "session"]),
+    ("pki", &["model", "runtime"]),
+    ("rpc", &["model", "runtime", "host", "session", "pki"]),
     ("io", &["model", "runtime", "host"]),
-    ("nbd", &["model", "runtime"]),
+    ("nbd", &["model", "runtime", "pki"]),
     ("backend", &["model", "runtime", "host", "io"]),
-    ("export", &["model", "runtime", "host", "io", "nbd"]),
+    ("export", &["model", "runtime", "host", "pki", "io", "nbd"]),
     // Roles.
-    ("manager", &["model", "runtime", "host", "store", "discovery", "session", "rpc"]),
-    ("block", &["model", "runtime", "host", "session", "reconcile", "rpc", "io", "nbd", "backend", "export"]),
-    ("ctl", &["model", "runtime", "rpc", "nbd"]),
+    ("manager", &["model", "runtime", "host", "store", "discovery", "session", "pki", "rpc"]),
+    ("block", &["model", "runtime", "host", "session", "reconcile", "pki", "rpc", "io", "nbd", "backend", "export"]),
+    ("ctl", &["model", "runtime", "host", "pki", "rpc", "nbd"]),
     // Shell.
     ("cli", &["model", "runtime", "host", "rpc", "manager", "block", "ctl"]),
 ];
@@ -54,7 +55,7 @@ fn root() -> PathBuf {
 fn files_below(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        let built = path.ends_with("target") || path.ends_with("artifacts") || path.ends_with("corpus");
+        let built = ["target", "artifacts", "corpus", "__pycache__"].iter().any(|name| path.ends_with(name));
         match path.is_dir() {
             true if built => {}
             true => files_below(&path, found),
@@ -131,6 +132,34 @@ fn files_have_one_idea_each() {
     assert_eq!(long, Vec::<String>::new());
 }
 
+/// The scripts and Python sources of the tests, with their names.
+fn scripts() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for below in ["demo", "tools", "vm"] {
+        files_below(&root().join("tests").join(below), &mut found);
+    }
+    found.sort();
+    let name = |path: &Path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+    found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+#[test]
+fn scripts_have_one_idea_each_and_open_by_saying_it() {
+    let scripts = scripts();
+    assert!(scripts.iter().any(|(file, _)| file == "tests/vm/run"), "the scripts are found");
+    let mut breaches = Vec::new();
+    for (file, text) in scripts {
+        if text.lines().count() > LONGEST {
+            breaches.push(format!("{file}: {} lines", text.lines().count()));
+        }
+        let first = text.lines().find(|line| !line.starts_with("#!")).unwrap_or_default();
+        if !first.starts_with("# ") && !first.starts_with("\"\"\"") {
+            breaches.push(format!("{file} does not open by saying what it is for"));
+        }
+    }
+    assert_eq!(breaches, Vec::<String>::new());
+}
+
 #[test]
 fn modules_say_what_lives_in_them() {
     let silent: Vec<String> = rust_files("src")
@@ -146,7 +175,7 @@ fn nothing_is_left_unfinished_or_silenced_without_a_reason() {
     // Spelled in halves, so that this file does not find itself.
     let signs = [["to", "do!("], ["unimpl", "emented!("], ["FIX", "ME"], ["TO", "DO"], ["#[ign", "ore]"]];
     let mut found = Vec::new();
-    for (file, text) in rust_files("src").into_iter().chain(rust_files("tests")) {
+    for (file, text) in rust_files("src").into_iter().chain(rust_files("tests")).chain(scripts()) {
         for (number, line) in text.lines().enumerate() {
             if signs.iter().any(|halves| line.contains(&halves.concat())) {
                 found.push(format!("{file}:{}: {}", number + 1, line.trim()));
