@@ -9,6 +9,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect::<Result<_, _>>()?;
     files.sort();
     let descriptors = protox::compile(files, ["proto"])?;
+    // The paths of all methods, so that a test can hold the table of admission against them.
+    let mut methods = Vec::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            let path = |method: &str| format!("/{}.{}/{method}", file.package(), service.name());
+            methods.extend(service.method.iter().map(|method| path(method.name())));
+        }
+    }
+    std::fs::write(PathBuf::from(std::env::var("OUT_DIR")?).join("methods.rs"), format!("&{methods:?}"))?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

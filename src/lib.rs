@@ -14,8 +14,8 @@
 //! |---|---|---|
 //! | words | [`model`] | nothing here |
 //! | ground | [`runtime`], [`host`] | words |
-//! | engines | [`store`], [`discovery`], [`session`], [`reconcile`], [`rpc`], [`io`], [`nbd`], [`backend`], [`export`] | above, and each other where the tests of `tests/tidy` say so |
-//! | roles | [`manager`] (never backend, export, io, nbd), [`block`] (never store, discovery), [`ctl`] (model, runtime, rpc, nbd) | above |
+//! | engines | [`store`], [`discovery`], [`session`], [`reconcile`], [`pki`], [`rpc`], [`io`], [`nbd`], [`backend`], [`export`] | above, and each other where the tests of `tests/tidy` say so |
+//! | roles | [`manager`] (never backend, export, io, nbd), [`block`] (never store, discovery), [`ctl`] (model, runtime, host, pki, rpc, nbd) | above |
 //! | shell | [`cli`], `main` | everything |
 //!
 //! The way of a volume: `ctl` asks a manager; a [`manager`] planner turns the request into a transaction on its view;
@@ -50,6 +50,7 @@ pub mod io;
 pub mod manager;
 pub mod model;
 pub mod nbd;
+pub mod pki;
 pub mod reconcile;
 pub mod rpc;
 pub mod runtime;

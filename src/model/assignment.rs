@@ -1,6 +1,9 @@
 //! What one block service must hold, and how such a set changes from one message to the next.
 
-use super::{ByteSize, Driver, Generation, Name, Pool, PoolId, ServiceId, Volume, VolumeId};
+use super::{
+    Attachment, AttachmentId, AttachmentReport, ByteSize, ClientId, Driver, Generation, Name, Observed, Pool, PoolId,
+    PoolReport, Report, ServiceId, Volume, VolumeId, VolumeReport,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -29,17 +32,46 @@ pub struct VolumeAssignment {
     pub removed: bool,
 }
 
+/// Whom to let in to a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentAssignment {
+    pub id: AttachmentId,
+    pub generation: Generation,
+    pub volume: VolumeId,
+    /// What the volume's export is called: permissions are kept by that name.
+    pub volume_name: Name,
+    pub client: ClientId,
+    /// For messages.
+    pub client_name: Name,
+    pub read_only: bool,
+    /// Others may use the volume too.
+    pub shared: bool,
+    /// Tombstone: cut the client off, finish or refuse what it has in flight, and report it absent.
+    pub removed: bool,
+}
+
 /// Everything a block service must hold. Absence from the set is never permission to destroy anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssignmentSet {
     pub pools: BTreeMap<PoolId, PoolAssignment>,
     pub volumes: BTreeMap<VolumeId, VolumeAssignment>,
+    #[serde(default)]
+    pub attachments: BTreeMap<AttachmentId, AttachmentAssignment>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Assigned {
     Pool(PoolAssignment),
     Volume(VolumeAssignment),
+    Attachment(AttachmentAssignment),
+}
+
+/// Which object is assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AssignedId {
+    Pool(PoolId),
+    Volume(VolumeId),
+    Attachment(AttachmentId),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,11 +79,123 @@ pub enum Change {
     /// Hold this from now on.
     Put(Assigned),
     /// No longer assigned here: stop serving it, keep its data.
-    DropPool(PoolId),
-    DropVolume(VolumeId),
+    Drop(AssignedId),
 }
 
 pub type Changes = Vec<Change>;
+
+/// The same field of every kind's assignment.
+macro_rules! each {
+    ($assigned:expr, $it:ident => $value:expr) => {
+        match $assigned {
+            Assigned::Pool($it) => $value,
+            Assigned::Volume($it) => $value,
+            Assigned::Attachment($it) => $value,
+        }
+    };
+}
+
+impl Assigned {
+    pub fn id(&self) -> AssignedId {
+        each!(self, it => it.id.into())
+    }
+
+    pub fn generation(&self) -> Generation {
+        each!(self, it => it.generation)
+    }
+
+    /// Whether the tombstone is set.
+    pub fn is_removed(&self) -> bool {
+        each!(self, it => it.removed)
+    }
+
+    /// A report that nobody knows how it stands, and why.
+    pub fn unknown(&self, failure: String) -> Report {
+        let (generation, failure) = (self.generation(), Some(failure));
+        match self {
+            Assigned::Pool(pool) => {
+                Report::Pool(PoolReport { id: pool.id, generation, capacity: Observed::Unknown, failure })
+            }
+            Assigned::Volume(volume) => {
+                Report::Volume(VolumeReport { id: volume.id, generation, volume: Observed::Unknown, failure })
+            }
+            Assigned::Attachment(held) => {
+                Report::Attachment(AttachmentReport { id: held.id, generation, in_force: Observed::Unknown, failure })
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Assigned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Assigned::Pool(pool) => write!(f, "pool '{}'", pool.name),
+            Assigned::Volume(volume) => write!(f, "volume '{}'", volume.name),
+            Assigned::Attachment(held) => write!(f, "attachment '{}/{}'", held.volume_name, held.client_name),
+        }
+    }
+}
+
+/// What the kinds of assignments have in common.
+pub trait Assignment: Clone + PartialEq + Into<Assigned> {
+    type Id: Copy + Ord + std::fmt::Display + Into<AssignedId>;
+    const KIND: &'static str;
+    fn id(&self) -> Self::Id;
+    fn generation(&self) -> Generation;
+    /// Whether the tombstone is set.
+    fn is_removed(&self) -> bool;
+    /// Sticky: once set it stays, whatever the manager says later. None for kinds that keep nothing.
+    fn made(&mut self) -> Option<&mut bool>;
+
+    /// Whether `newer` may replace `self`: a later generation, or the same one with the same body.
+    fn admits(&self, newer: &Self) -> bool {
+        let body = |assignment: &Self| {
+            let mut body = assignment.clone();
+            if let Some(made) = body.made() {
+                *made = true;
+            }
+            body
+        };
+        newer.generation() > self.generation() || body(newer) == body(self)
+    }
+}
+
+macro_rules! assignment {
+    ($type:ident, $id:ident, $variant:ident, $kind:literal, |$it:ident| $made:expr) => {
+        impl Assignment for $type {
+            type Id = $id;
+            const KIND: &'static str = $kind;
+            fn id(&self) -> $id {
+                self.id
+            }
+            fn generation(&self) -> Generation {
+                self.generation
+            }
+            fn is_removed(&self) -> bool {
+                self.removed
+            }
+            fn made(&mut self) -> Option<&mut bool> {
+                let $it = self;
+                $made
+            }
+        }
+
+        impl From<$type> for Assigned {
+            fn from(assignment: $type) -> Self {
+                Assigned::$variant(assignment)
+            }
+        }
+
+        impl From<$id> for AssignedId {
+            fn from(id: $id) -> Self {
+                AssignedId::$variant(id)
+            }
+        }
+    };
+}
+assignment!(PoolAssignment, PoolId, Pool, "pool", |pool| Some(&mut pool.made));
+assignment!(VolumeAssignment, VolumeId, Volume, "volume", |volume| Some(&mut volume.made));
+assignment!(AttachmentAssignment, AttachmentId, Attachment, "attachment", |_attachment| None);
 
 impl From<&Pool> for PoolAssignment {
     fn from(pool: &Pool) -> Self {
@@ -80,49 +224,77 @@ impl VolumeAssignment {
             removed: volume.meta.is_removed(),
         })
     }
+}
 
-    /// Whether `newer` may replace `self`: a later generation, or the same one with the same body.
-    fn admits(&self, newer: &Self) -> bool {
-        let body = |a: &Self| Self { made: true, ..a.clone() };
-        newer.generation > self.generation || body(newer) == body(self)
+impl From<&Attachment> for AttachmentAssignment {
+    fn from(attachment: &Attachment) -> Self {
+        let spec = &attachment.spec;
+        Self {
+            id: attachment.meta.id,
+            generation: attachment.meta.generation,
+            volume: spec.volume,
+            volume_name: spec.volume_name.clone(),
+            client: spec.client,
+            client_name: spec.client_name.clone(),
+            read_only: spec.read_only,
+            shared: spec.shared,
+            removed: attachment.meta.is_removed(),
+        }
     }
 }
 
-impl PoolAssignment {
-    fn admits(&self, newer: &Self) -> bool {
-        let body = |a: &Self| Self { made: true, ..a.clone() };
-        newer.generation > self.generation || body(newer) == body(self)
+type Map<A> = BTreeMap<<A as Assignment>::Id, A>;
+
+fn puts<A: Assignment>(held: &Map<A>, next: &Map<A>, changes: &mut Changes) {
+    let new = next.iter().filter(|(id, assignment)| held.get(id) != Some(assignment));
+    changes.extend(new.map(|(_, assignment)| Change::Put(assignment.clone().into())));
+}
+
+fn drops<A: Assignment>(held: &Map<A>, next: &Map<A>, changes: &mut Changes) {
+    changes.extend(held.keys().filter(|id| !next.contains_key(id)).map(|id| Change::Drop((*id).into())));
+}
+
+fn fill<A: Assignment>(held: &mut Map<A>, other: &Map<A>) {
+    for (id, assignment) in other {
+        held.entry(*id).or_insert_with(|| assignment.clone());
     }
+}
+
+/// Takes one over; the refusal if what is held does not admit it.
+fn take<A: Assignment>(map: &mut Map<A>, mut offered: A) -> Option<String> {
+    let id = offered.id();
+    if let Some(held) = map.get_mut(&id) {
+        if !held.admits(&offered) {
+            let (held, offered) = (held.generation().as_u64(), offered.generation().as_u64());
+            return Some(format!("{} {id}: generation {offered} does not follow the held generation {held}", A::KIND));
+        }
+        let was_made = held.made().is_some_and(|made| *made);
+        if let Some(made) = offered.made() {
+            *made |= was_made;
+        }
+    }
+    map.insert(id, offered);
+    None
 }
 
 impl AssignmentSet {
     /// What must be said to a holder of `self` so that it holds `next`.
     pub fn changes_to(&self, next: &Self) -> Changes {
         let mut changes = Changes::new();
-        for (id, pool) in &next.pools {
-            if self.pools.get(id) != Some(pool) {
-                changes.push(Change::Put(Assigned::Pool(pool.clone())));
-            }
-        }
-        for (id, volume) in &next.volumes {
-            if self.volumes.get(id) != Some(volume) {
-                changes.push(Change::Put(Assigned::Volume(volume.clone())));
-            }
-        }
-        changes
-            .extend(self.volumes.keys().filter(|id| !next.volumes.contains_key(id)).map(|id| Change::DropVolume(*id)));
-        changes.extend(self.pools.keys().filter(|id| !next.pools.contains_key(id)).map(|id| Change::DropPool(*id)));
+        puts(&self.pools, &next.pools, &mut changes);
+        puts(&self.volumes, &next.volumes, &mut changes);
+        puts(&self.attachments, &next.attachments, &mut changes);
+        drops(&self.attachments, &next.attachments, &mut changes);
+        drops(&self.volumes, &next.volumes, &mut changes);
+        drops(&self.pools, &next.pools, &mut changes);
         changes
     }
 
     /// Adds what only `other` names.
     pub fn fill_from(&mut self, other: &Self) {
-        for (id, pool) in &other.pools {
-            self.pools.entry(*id).or_insert_with(|| pool.clone());
-        }
-        for (id, volume) in &other.volumes {
-            self.volumes.entry(*id).or_insert_with(|| volume.clone());
-        }
+        fill(&mut self.pools, &other.pools);
+        fill(&mut self.volumes, &other.volumes);
+        fill(&mut self.attachments, &other.attachments);
     }
 
     /// Takes `changes` over. An entry that is older than what is held, or differs under the same generation, is left
@@ -131,29 +303,33 @@ impl AssignmentSet {
         let mut refused = Vec::new();
         for change in changes {
             match change {
-                Change::Put(Assigned::Pool(mut pool)) => match self.pools.get(&pool.id) {
-                    Some(held) if !held.admits(&pool) => {
-                        refused.push(refusal("pool", &pool.id, held.generation, pool.generation))
-                    }
-                    held => {
-                        pool.made |= held.is_some_and(|held| held.made);
-                        self.pools.insert(pool.id, pool);
-                    }
-                },
-                Change::Put(Assigned::Volume(mut volume)) => match self.volumes.get(&volume.id) {
-                    Some(held) if !held.admits(&volume) => {
-                        refused.push(refusal("volume", &volume.id, held.generation, volume.generation));
-                    }
-                    held => {
-                        volume.made |= held.is_some_and(|held| held.made);
-                        self.volumes.insert(volume.id, volume);
-                    }
-                },
-                Change::DropPool(id) => drop(self.pools.remove(&id)),
-                Change::DropVolume(id) => drop(self.volumes.remove(&id)),
+                Change::Put(Assigned::Pool(pool)) => refused.extend(take(&mut self.pools, pool)),
+                Change::Put(Assigned::Volume(volume)) => refused.extend(take(&mut self.volumes, volume)),
+                Change::Put(Assigned::Attachment(held)) => refused.extend(take(&mut self.attachments, held)),
+                Change::Drop(AssignedId::Pool(id)) => drop(self.pools.remove(&id)),
+                Change::Drop(AssignedId::Volume(id)) => drop(self.volumes.remove(&id)),
+                Change::Drop(AssignedId::Attachment(id)) => drop(self.attachments.remove(&id)),
             }
         }
         refused
+    }
+
+    /// Remembers that the object has been made once; says whether that is new.
+    pub fn mark_made(&mut self, id: AssignedId) -> bool {
+        let made = match id {
+            AssignedId::Pool(id) => self.pools.get_mut(&id).and_then(Assignment::made),
+            AssignedId::Volume(id) => self.volumes.get_mut(&id).and_then(Assignment::made),
+            AssignedId::Attachment(id) => self.attachments.get_mut(&id).and_then(Assignment::made),
+        };
+        made.is_some_and(|made| !std::mem::replace(made, true))
+    }
+
+    pub fn contains(&self, id: AssignedId) -> bool {
+        match id {
+            AssignedId::Pool(id) => self.pools.contains_key(&id),
+            AssignedId::Volume(id) => self.volumes.contains_key(&id),
+            AssignedId::Attachment(id) => self.attachments.contains_key(&id),
+        }
     }
 
     /// Takes a COMPLETE set over under the same rule as [`Self::apply`]; what `next` does not name is dropped.
@@ -161,10 +337,6 @@ impl AssignmentSet {
         let changes = self.changes_to(&next);
         self.apply(changes)
     }
-}
-
-fn refusal(kind: &str, id: &impl std::fmt::Display, held: Generation, offered: Generation) -> String {
-    format!("{kind} {id}: generation {} does not follow the held generation {}", offered.as_u64(), held.as_u64())
 }
 
 #[cfg(test)]

@@ -29,6 +29,16 @@ macro_rules! identity {
             pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(Uuid::from_bytes(bytes))
             }
+
+            /// The sixteen bytes of this identity.
+            pub const fn to_bytes(self) -> [u8; 16] {
+                self.0.into_bytes()
+            }
+
+            /// The bare UUID, for certificates, which name bearers of every kind.
+            pub const fn as_uuid(self) -> Uuid {
+                self.0
+            }
         }
 
         impl fmt::Display for $name {
@@ -72,6 +82,22 @@ identity!(
 );
 identity!(PoolId, "pool");
 identity!(VolumeId, "volume");
+identity!(
+    /// One client's hold on one volume.
+    AttachmentId, "attachment"
+);
+identity!(
+    /// One client: an operator, or a user of volumes, with a certificate of its own.
+    ClientId, "client"
+);
+identity!(
+    /// One invitation to join.
+    TokenId, "token"
+);
+identity!(
+    /// One entry of the record of changes.
+    EventId, "event"
+);
 
 #[cfg(test)]
 mod tests {

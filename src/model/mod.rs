@@ -5,7 +5,11 @@
 //! field has one writer). Their JSON form is what the store holds and what `ctl -o json` prints.
 
 mod assignment;
+mod attachment;
+mod certificate;
+mod client;
 mod cluster;
+mod event;
 mod id;
 mod identity;
 mod meta;
@@ -16,22 +20,34 @@ mod report;
 mod service;
 mod size;
 mod time;
+mod token;
 mod volume;
 
-pub use assignment::{Assigned, AssignmentSet, Change, Changes, PoolAssignment, VolumeAssignment};
+pub use assignment::{
+    Assigned, AssignedId, Assignment, AssignmentSet, AttachmentAssignment, Change, Changes, PoolAssignment,
+    VolumeAssignment,
+};
+pub use attachment::{Attachment, AttachmentSpec, AttachmentStatus};
+pub use certificate::{CertificateRecord, Trust};
+pub use client::{Client, ClientRole, ClientSpec, ClientStatus};
 pub use cluster::{Cluster, ClusterSpec};
-pub use id::{ClusterId, ParseIdError, PoolId, ServiceId, SessionId, VolumeId};
+pub use event::{Author, EVENTS_KEPT, Event};
+pub use id::{
+    AttachmentId, ClientId, ClusterId, EventId, ParseIdError, PoolId, ServiceId, SessionId, TokenId, VolumeId,
+};
 pub use identity::{Identity, Membership};
 pub use meta::{Generation, Meta};
 pub use name::{Name, NameError};
 pub use object::{Kind, Object, UnknownKind};
 pub use pool::{Driver, Pool, PoolSpec, PoolStatus};
 pub use report::{
-    Inventory, InventoryPool, InventoryVolume, Observed, PoolCapacity, PoolReport, Report, ServedVolume, VolumeReport,
+    AttachmentReport, Inventory, InventoryPool, InventoryVolume, Observed, PoolCapacity, PoolReport, Report,
+    ServedVolume, VolumeReport,
 };
 pub use service::{Addresses, Service, ServiceSpec, ServiceState, ServiceStatus, ServiceType, Session};
 pub use size::{ByteSize, SizeError};
 pub use time::{ParseTimestampError, Timestamp};
+pub use token::{Token, TokenSpec, TokenStatus};
 pub use volume::{Export, Protocol, Replica, SECTOR, Volume, VolumeSpec, VolumeStatus};
 
 /// Where an object stands, as users see it in `status.phase`.

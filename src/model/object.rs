@@ -1,6 +1,6 @@
 //! Any object, for the places that treat all kinds alike: lists, lookups, watches, output.
 
-use super::{Phase, Pool, Service, ServiceState, Timestamp, Volume};
+use super::{Attachment, Client, Phase, Pool, Service, ServiceState, Timestamp, Token, Volume};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -10,21 +10,27 @@ pub enum Kind {
     Service,
     Pool,
     Volume,
+    Attachment,
+    Client,
+    Token,
 }
 
 /// The text names no kind of object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a kind of object: it is service, pool or volume")]
+#[error("'{0}' is not a kind of object: it is service, pool, volume, attachment, client or token")]
 pub struct UnknownKind(String);
 
 impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::Service, Kind::Pool, Kind::Volume];
+    pub const ALL: [Kind; 6] = [Kind::Service, Kind::Pool, Kind::Volume, Kind::Attachment, Kind::Client, Kind::Token];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Service => "service",
             Kind::Pool => "pool",
             Kind::Volume => "volume",
+            Kind::Attachment => "attachment",
+            Kind::Client => "client",
+            Kind::Token => "token",
         }
     }
 }
@@ -52,6 +58,23 @@ pub enum Object {
     Service(Service),
     Pool(Pool),
     Volume(Volume),
+    Attachment(Attachment),
+    Client(Client),
+    Token(Token),
+}
+
+/// The same field of every kind's meta.
+macro_rules! meta {
+    ($object:expr, $meta:ident => $value:expr) => {
+        match $object {
+            Object::Service(Service { meta: $meta, .. }) => $value,
+            Object::Pool(Pool { meta: $meta, .. }) => $value,
+            Object::Volume(Volume { meta: $meta, .. }) => $value,
+            Object::Attachment(Attachment { meta: $meta, .. }) => $value,
+            Object::Client(Client { meta: $meta, .. }) => $value,
+            Object::Token(Token { meta: $meta, .. }) => $value,
+        }
+    };
 }
 
 impl Object {
@@ -60,31 +83,34 @@ impl Object {
             Object::Service(_) => Kind::Service,
             Object::Pool(_) => Kind::Pool,
             Object::Volume(_) => Kind::Volume,
+            Object::Attachment(_) => Kind::Attachment,
+            Object::Client(_) => Kind::Client,
+            Object::Token(_) => Kind::Token,
         }
     }
 
     pub fn id(&self) -> String {
-        match self {
-            Object::Service(service) => service.meta.id.to_string(),
-            Object::Pool(pool) => pool.meta.id.to_string(),
-            Object::Volume(volume) => volume.meta.id.to_string(),
-        }
+        meta!(self, meta => meta.id.to_string())
     }
 
     pub fn name(&self) -> &str {
+        meta!(self, meta => meta.name.as_str())
+    }
+
+    /// What users call it: its name, but for attachments, which go by volume and client.
+    pub fn label(&self) -> String {
         match self {
-            Object::Service(service) => service.meta.name.as_str(),
-            Object::Pool(pool) => pool.meta.name.as_str(),
-            Object::Volume(volume) => volume.meta.name.as_str(),
+            Object::Attachment(attachment) => attachment.label(),
+            other => other.name().to_owned(),
         }
     }
 
     pub fn created_at(&self) -> Timestamp {
-        match self {
-            Object::Service(service) => service.meta.created_at,
-            Object::Pool(pool) => pool.meta.created_at,
-            Object::Volume(volume) => volume.meta.created_at,
-        }
+        meta!(self, meta => meta.created_at)
+    }
+
+    pub fn is_removed(&self) -> bool {
+        meta!(self, meta => meta.is_removed())
     }
 
     /// Where the object stands, and why if it is in trouble. Services map their state onto the same words.
@@ -98,13 +124,17 @@ impl Object {
             },
             Object::Pool(pool) => (pool.status.phase, pool.status.message.as_deref()),
             Object::Volume(volume) => (volume.status.phase, volume.status.message.as_deref()),
+            Object::Attachment(attachment) => (attachment.status.phase, attachment.status.message.as_deref()),
+            Object::Client(_) | Object::Token(_) if self.is_removed() => (Phase::Removing, None),
+            Object::Client(_) | Object::Token(_) => (Phase::Ready, None),
         }
     }
 
     /// Whether the status speaks of the present spec, and not of one before it.
     pub fn is_observed(&self) -> bool {
         match self {
-            Object::Service(_) => true,
+            Object::Service(_) | Object::Client(_) | Object::Token(_) => true,
+            Object::Attachment(held) => held.status.observed_generation == held.meta.generation,
             Object::Pool(pool) => pool.status.observed_generation == pool.meta.generation,
             Object::Volume(volume) => volume.status.observed_generation == volume.meta.generation,
         }

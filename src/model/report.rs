@@ -1,6 +1,8 @@
 //! What a block service says of its own devices.
 
-use super::{ByteSize, Export, Generation, Phase, Pool, PoolId, Volume, VolumeId};
+use super::{
+    AssignedId, Attachment, AttachmentId, ByteSize, Export, Generation, Phase, Pool, PoolId, Volume, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 
 /// A fact about the world outside: nobody knows, it is known not to be, or it is known to be so.
@@ -16,6 +18,27 @@ pub enum Observed<T> {
 pub enum Report {
     Pool(PoolReport),
     Volume(VolumeReport),
+    Attachment(AttachmentReport),
+}
+
+impl Report {
+    /// What it speaks of.
+    pub fn id(&self) -> AssignedId {
+        match self {
+            Report::Pool(report) => AssignedId::Pool(report.id),
+            Report::Volume(report) => AssignedId::Volume(report.id),
+            Report::Attachment(report) => AssignedId::Attachment(report.id),
+        }
+    }
+
+    /// Why the assignment could not be fulfilled.
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            Report::Pool(report) => report.failure.as_deref(),
+            Report::Volume(report) => report.failure.as_deref(),
+            Report::Attachment(report) => report.failure.as_deref(),
+        }
+    }
 }
 
 /// `generation` is the one of the assignment that this speaks of.
@@ -48,6 +71,16 @@ pub struct VolumeReport {
 pub struct ServedVolume {
     pub size: ByteSize,
     pub exports: Vec<Export>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachmentReport {
+    pub id: AttachmentId,
+    pub generation: Generation,
+    /// Known: the client may come in. Absent: it was cut off, nothing of it is in flight, and it cannot come back.
+    pub in_force: Observed<()>,
+    /// Why the assignment could not be fulfilled.
+    pub failure: Option<String>,
 }
 
 /// Everything on a block service's devices that calls itself symphony's, assigned or not.
@@ -141,5 +174,27 @@ impl Volume {
     /// Whether `report` says that a volume with a tombstone is gone from its host.
     pub fn is_let_go_by(&self, report: &VolumeReport) -> bool {
         self.meta.is_removed() && report.generation == self.meta.generation && report.volume == Observed::Absent
+    }
+}
+
+impl Attachment {
+    /// Takes a report over into the status, as [`Pool::observe`] does.
+    pub fn observe(&mut self, report: &AttachmentReport) -> bool {
+        if report.generation < self.status.observed_generation || report.generation > self.meta.generation {
+            return false;
+        }
+        let before = self.status.clone();
+        let status = &mut self.status;
+        status.observed_generation = report.generation;
+        status.message = report.failure.clone();
+        let current = report.generation == self.meta.generation;
+        let known = matches!(report.in_force, Observed::Known(()));
+        status.phase = phase(self.meta.is_removed(), current, known, report.failure.is_some());
+        *status != before
+    }
+
+    /// Whether `report` says that the client of an attachment with a tombstone is out.
+    pub fn is_let_go_by(&self, report: &AttachmentReport) -> bool {
+        self.meta.is_removed() && report.generation == self.meta.generation && report.in_force == Observed::Absent
     }
 }

@@ -1,6 +1,6 @@
 //! Members of the cluster: managers and block services.
 
-use super::{Meta, ServiceId, SessionId, Timestamp};
+use super::{CertificateRecord, Meta, ServiceId, SessionId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -66,6 +66,9 @@ pub struct ServiceStatus {
     /// The manager that holds, or last held, its session; a manager's own id for managers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manager: Option<ServiceId>,
+    /// The certificate that was issued to it last; a manager's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateRecord>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

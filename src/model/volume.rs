@@ -59,6 +59,8 @@ pub struct Export {
 pub enum Protocol {
     /// NBD over TCP.
     Nbd,
+    /// NBD over TCP with TLS.
+    NbdTls,
     /// NBD over a unix socket of the block service's host.
     NbdUnix,
 }
@@ -67,6 +69,7 @@ impl Protocol {
     pub fn as_str(self) -> &'static str {
         match self {
             Protocol::Nbd => "nbd",
+            Protocol::NbdTls => "nbd-tls",
             Protocol::NbdUnix => "nbd-unix",
         }
     }
