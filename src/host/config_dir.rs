@@ -101,6 +101,16 @@ impl ConfigDir {
         self.path.join("identity.json")
     }
 
+    /// Whether an identity lies here that was put aside when its service was removed from the cluster.
+    pub fn was_removed(&self) -> io::Result<bool> {
+        for entry in std::fs::read_dir(&self.path)? {
+            if entry?.file_name().as_encoded_bytes().starts_with(b"identity.removed") {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The directory of keys and certificates; whoever fills it makes it with
     /// [`make_private_directory`](super::files::make_private_directory).
     pub fn tls(&self) -> PathBuf {

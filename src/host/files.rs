@@ -2,7 +2,7 @@
 //! after a power cut; never a mixture, never an empty file.
 
 use super::directory::{Directory, FileError};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
@@ -26,6 +26,23 @@ pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The content of a file that must be closed to others as far as `forbidden` says (bits of its mode); none if there is
+/// no such file. Content and mode are those of one file, even if the path changes hands meanwhile.
+pub fn read_guarded(path: &Path, forbidden: u32) -> Result<Option<Vec<u8>>, FileError> {
+    let file = match std::fs::File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|error| FileError::new("open", path, error))?,
+    };
+    let facts = file.metadata().map_err(|error| FileError::new("look at", path, error))?;
+    if facts.mode() & forbidden != 0 {
+        let reason = format!("others may use it (mode {:03o}): run chmod 600 {}", facts.mode() & 0o777, path.display());
+        return Err(FileError::new("trust", path, io::Error::new(io::ErrorKind::PermissionDenied, reason)));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| FileError::new("read", path, error))?;
+    Ok(Some(bytes))
 }
 
 /// Makes the names in a directory durable.
@@ -101,6 +118,19 @@ mod tests {
         assert_eq!(read_optional(&path).unwrap().unwrap(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_guarded_file_that_others_may_use_is_refused_with_the_command_that_helps() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("key");
+        assert_eq!(read_guarded(&path, 0o077).unwrap(), None);
+        write_atomic(&path, b"secret", 0o600).unwrap();
+        assert_eq!(read_guarded(&path, 0o077).unwrap().unwrap(), b"secret");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+        let error = read_guarded(&path, 0o077).unwrap_err();
+        assert!(error.source.to_string().contains("chmod 600"), "{error}: {}", error.source);
+        assert_eq!(read_guarded(&path, 0o022).unwrap().unwrap(), b"secret", "reading was not forbidden");
     }
 
     #[test]

@@ -17,11 +17,11 @@ pub mod lock;
 pub mod peer;
 pub mod unix_socket;
 
-pub use aside::put_aside;
+pub use aside::{put_aside, take_back};
 pub use config_dir::{ConfigDir, ConfigDirError};
 pub use document::{Document, DocumentError, load_document, save_document};
 pub use limits::raise_open_files;
-pub use peer::{is_local_peer, tcp_peer, unix_peer};
+pub use peer::{LocalUser, PeerRefused, is_local_peer, tcp_peer, unix_peer};
 pub use unix_socket::SocketError;
 
 /// The host's name as the kernel has it; a name that is not UTF-8 keeps its readable part.

@@ -2,6 +2,7 @@
 
 mod backoff;
 mod clock;
+pub mod metrics;
 mod shutdown;
 pub mod telemetry;
 

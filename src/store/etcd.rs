@@ -4,11 +4,12 @@
 //! Reads go through the quorum. A commit is one etcd transaction, and is sent a second time only if it certainly did
 //! not happen the first time.
 //!
-//! Never here: etcd's own administration (compaction, users, members); TLS and passwords towards etcd, so far.
+//! Never here: etcd's own administration (compaction, users, members).
 //!
 //! Limitations: with an empty prefix the root covers other clusters' prefixes in the same etcd. A store that was put
 //! back in time and has since passed the old revision again looks like one that went on.
 
+mod access;
 mod endpoints;
 mod failure;
 mod watch;
@@ -16,6 +17,7 @@ mod watch;
 use super::{
     Commit, Compare, Entry, Key, LeaseId, Listing, Op, Revision, Store, StoreError, Txn, Watch, whole_seconds,
 };
+pub use access::EtcdAccess;
 use async_trait::async_trait;
 use endpoints::{Endpoint, Endpoints, Repeat};
 use etcd_client::{CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, TxnOp, WatchOptions};
@@ -36,12 +38,18 @@ pub struct EtcdOptions {
     pub connect_timeout: Duration,
     /// How long any request may take, detours included.
     pub request_timeout: Duration,
+    pub access: EtcdAccess,
 }
 
 impl Default for EtcdOptions {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { prefix: String::new(), connect_timeout: seconds(3), request_timeout: seconds(5) }
+        Self {
+            prefix: String::new(),
+            connect_timeout: seconds(3),
+            request_timeout: seconds(5),
+            access: EtcdAccess::default(),
+        }
     }
 }
 
@@ -101,19 +109,20 @@ fn revision(response: &GetResponse) -> Result<Revision, Failure> {
 }
 
 impl EtcdStore {
-    /// Connects to the etcd cluster whose members serve clients at `endpoints` (`http://host:port`).
+    /// Connects to the etcd cluster whose members serve clients at `endpoints` (`http://host:port`, or `https://` with
+    /// an authority).
     ///
     /// [`StoreError::Unavailable`] after the connect timeout if none answers, naming each and what was wrong with it.
     /// Afterwards the connection looks after itself.
     pub async fn connect(endpoints: &[String], options: EtcdOptions) -> Result<Self, StoreError> {
-        let EtcdOptions { prefix, connect_timeout, request_timeout } = options;
+        let EtcdOptions { prefix, connect_timeout, request_timeout, access } = options;
         let keyspace = Keyspace::new(&prefix);
         let key = keyspace.bytes(&Key::cluster());
         let probe = move |mut endpoint: Endpoint| {
             let key = key.clone();
             async move { Ok(endpoint.kv.get(key, None).await.map(drop)?) }
         };
-        let endpoints = Endpoints::connect(endpoints, connect_timeout, request_timeout, probe).await?;
+        let endpoints = Endpoints::connect(endpoints, &access, connect_timeout, request_timeout, probe).await?;
         Ok(Self { endpoints: Arc::new(endpoints), keyspace })
     }
 

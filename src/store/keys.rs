@@ -1,7 +1,7 @@
 //! The keys, all of them. Nobody else spells one.
 
 use super::StoreError;
-use crate::model::{Kind, Name, PoolId, ServiceId, VolumeId};
+use crate::model::{AttachmentId, ClientId, ClusterId, EventId, Kind, Name, PoolId, ServiceId, TokenId, VolumeId};
 use std::fmt;
 
 /// A key, or a prefix that ends in `/`, relative to the cluster's own prefix in the store.
@@ -36,6 +36,27 @@ impl Key {
 
     pub fn volume(id: VolumeId) -> Self {
         Self(format!("/volume/{id}").into())
+    }
+
+    pub fn attachment(id: AttachmentId) -> Self {
+        Self(format!("/attachment/{id}").into())
+    }
+
+    pub fn client(id: ClientId) -> Self {
+        Self(format!("/client/{id}").into())
+    }
+
+    pub fn token(id: TokenId) -> Self {
+        Self(format!("/token/{id}").into())
+    }
+
+    pub fn event(id: EventId) -> Self {
+        Self(format!("/event/{id}").into())
+    }
+
+    /// The certificate authority with its private keys: whoever reads this key is the cluster.
+    pub fn authority(id: ClusterId) -> Self {
+        Self(format!("/authority/{id}").into())
     }
 
     /// Holds the id of the object of this kind and name; its absence is what makes a name free.
@@ -86,6 +107,11 @@ pub enum Place {
     Session(ServiceId),
     Pool(PoolId),
     Volume(VolumeId),
+    Attachment(AttachmentId),
+    Client(ClientId),
+    Token(TokenId),
+    Event(EventId),
+    Authority(ClusterId),
     Name(Kind, Name),
     /// Not ours, or from a newer version.
     Foreign,
@@ -106,6 +132,11 @@ impl Place {
             ("session", Some(id), None) => Self::Session(id.parse().ok()?),
             ("pool", Some(id), None) => Self::Pool(id.parse().ok()?),
             ("volume", Some(id), None) => Self::Volume(id.parse().ok()?),
+            ("attachment", Some(id), None) => Self::Attachment(id.parse().ok()?),
+            ("client", Some(id), None) => Self::Client(id.parse().ok()?),
+            ("token", Some(id), None) => Self::Token(id.parse().ok()?),
+            ("event", Some(id), None) => Self::Event(id.parse().ok()?),
+            ("authority", Some(id), None) => Self::Authority(id.parse().ok()?),
             ("name", Some(kind), Some(name)) => Self::Name(kind.parse().ok()?, name.parse().ok()?),
             _ => return None,
         })
@@ -140,6 +171,8 @@ mod tests {
     #[test]
     fn every_key_is_read_back_as_what_it_stands_for() {
         let (service, pool, volume) = (ServiceId::generate(), PoolId::generate(), VolumeId::generate());
+        let (attachment, client, token) = (AttachmentId::generate(), ClientId::generate(), TokenId::generate());
+        let (event, cluster) = (EventId::generate(), ClusterId::generate());
         let name: Name = "db-01".parse().unwrap();
         for (key, place) in [
             (Key::cluster(), Place::Cluster),
@@ -148,6 +181,11 @@ mod tests {
             (Key::session(service), Place::Session(service)),
             (Key::pool(pool), Place::Pool(pool)),
             (Key::volume(volume), Place::Volume(volume)),
+            (Key::attachment(attachment), Place::Attachment(attachment)),
+            (Key::client(client), Place::Client(client)),
+            (Key::token(token), Place::Token(token)),
+            (Key::event(event), Place::Event(event)),
+            (Key::authority(cluster), Place::Authority(cluster)),
             (Key::name(Kind::Volume, &name), Place::Name(Kind::Volume, name.clone())),
         ] {
             assert_eq!(Place::of(&key), place);

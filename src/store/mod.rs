@@ -11,7 +11,7 @@ mod txn;
 mod typed;
 
 pub use embedded::{Clock, EmbeddedOptions, EmbeddedStore};
-pub use etcd::{EtcdOptions, EtcdStore};
+pub use etcd::{EtcdAccess, EtcdOptions, EtcdStore};
 pub use keys::{Key, Place};
 pub use txn::{Commit, Compare, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Txn};
 pub use typed::{decode, encode};

@@ -13,9 +13,9 @@ mod sock_diag;
 
 use nix::errno::Errno;
 use nix::sys::socket::{SockaddrStorage, getpeername, getsockname, getsockopt, sockopt::PeerCredentials};
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::{fmt, io};
 
 /// What the kernel keeps about one TCP socket of this network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,19 @@ struct SocketRecord {
 const ROOT: u32 = 0;
 /// What the kernel calls every user that the reader's user namespace cannot name.
 const NOBODY: u32 = 65534;
+
+/// The user of this host behind a local and trusted peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalUser(u32);
+
+impl fmt::Display for LocalUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ROOT => f.write_str("root"),
+            uid => write!(f, "user {uid}"),
+        }
+    }
+}
 
 /// Why a peer is not taken for local and trusted.
 #[derive(Debug, thiserror::Error)]
@@ -53,22 +66,23 @@ pub enum PeerRefused {
     Io(#[source] io::Error),
 }
 
-/// Whether the connection's peer is local and trusted. Asked of the connection itself, the answer holds for whatever
-/// can be read from it: the pair of addresses cannot have passed to another peer while our end is still connected.
-pub fn tcp_peer(connection: &impl AsFd) -> Result<(), PeerRefused> {
+/// Whether the connection's peer is local and trusted, and who it is then. Asked of the connection itself, the answer
+/// holds for whatever can be read from it: the pair of addresses cannot have passed to another peer while our end is
+/// still connected.
+pub fn tcp_peer(connection: &impl AsFd) -> Result<LocalUser, PeerRefused> {
     let fd = connection.as_fd().as_raw_fd();
     let peer = address(getpeername(fd))?;
     let local = address(getsockname(fd))?;
-    is_local_peer(peer, local)?;
+    let user = is_local_peer(peer, local)?;
     match getpeername::<SockaddrStorage>(fd) {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(user),
         Err(Errno::ENOTCONN) => Err(PeerRefused::Abandoned { peer }),
         Err(error) => Err(PeerRefused::Io(error.into())),
     }
 }
 
 /// Whether the peer of a TCP connection is local and trusted, by the connection's two addresses. Prefer [`tcp_peer`].
-pub fn is_local_peer(peer: SocketAddr, local: SocketAddr) -> Result<(), PeerRefused> {
+pub fn is_local_peer(peer: SocketAddr, local: SocketAddr) -> Result<LocalUser, PeerRefused> {
     let (peer, local) = (canonical(peer), canonical(local));
     if !peer.ip().is_loopback() || !local.ip().is_loopback() {
         return Err(PeerRefused::Remote { peer });
@@ -77,7 +91,7 @@ pub fn is_local_peer(peer: SocketAddr, local: SocketAddr) -> Result<(), PeerRefu
 }
 
 /// Whether a unix socket's peer was root or the server's own user when it connected (`SO_PEERCRED`, unix(7)).
-pub fn unix_peer(connection: &impl AsFd) -> Result<(), PeerRefused> {
+pub fn unix_peer(connection: &impl AsFd) -> Result<LocalUser, PeerRefused> {
     let credentials = getsockopt(connection, PeerCredentials).map_err(|error| PeerRefused::Io(error.into()))?;
     let peer = || format!("process {}", credentials.pid());
     admit(credentials.uid(), nix::unistd::geteuid().as_raw(), peer)
@@ -96,7 +110,7 @@ fn look_up(own: SocketAddr, other: SocketAddr) -> Result<Option<SocketRecord>, P
     }
 }
 
-fn judge(peer: SocketAddr, record: Option<SocketRecord>, own: u32) -> Result<(), PeerRefused> {
+fn judge(peer: SocketAddr, record: Option<SocketRecord>, own: u32) -> Result<LocalUser, PeerRefused> {
     const ESTABLISHED: u8 = 1;
     const FIN_WAIT1: u8 = 4;
     const FIN_WAIT2: u8 = 5;
@@ -110,9 +124,9 @@ fn judge(peer: SocketAddr, record: Option<SocketRecord>, own: u32) -> Result<(),
     admit(record.uid, own, || format!("the peer {peer}"))
 }
 
-fn admit(uid: u32, own: u32, peer: impl Fn() -> String) -> Result<(), PeerRefused> {
+fn admit(uid: u32, own: u32, peer: impl Fn() -> String) -> Result<LocalUser, PeerRefused> {
     if uid == ROOT || (uid == own && uid != NOBODY) {
-        Ok(())
+        Ok(LocalUser(uid))
     } else {
         Err(PeerRefused::OtherUser { peer: peer(), uid, own })
     }

@@ -4,6 +4,7 @@
 //! and a dead one costs a single detour. Spreading them over all members, as the client library would, meets the dead
 //! one again and again.
 
+use super::access::EtcdAccess;
 use super::failure::Failure;
 use crate::store::StoreError;
 use etcd_client::{Client, ConnectOptions, KvClient, LeaseClient, WatchClient};
@@ -12,7 +13,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +37,10 @@ pub(super) struct Endpoint {
     pub kv: KvClient,
     pub watch: WatchClient,
     pub lease: LeaseClient,
+    /// Shares its sign-in with the three above.
+    client: Client,
+    user: Option<(String, String)>,
+    signed_in: Arc<AtomicBool>,
 }
 
 /// Whether a request whose outcome is not known may be sent again.
@@ -54,13 +59,14 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoint {
-    async fn new(place: usize, url: &str, connect_timeout: Duration) -> Result<Self, StoreError> {
+    async fn new(place: usize, url: &str, access: &EtcdAccess, connect_timeout: Duration) -> Result<Self, StoreError> {
         let options = ConnectOptions::new()
             .with_require_leader(true)
             .with_keep_alive(PING_EVERY, PING_TIMEOUT)
             .with_keep_alive_while_idle(false)
+            .with_auto_token_refresh(true)
             .with_connect_timeout(connect_timeout);
-        let client = Client::connect([url], Some(options)).await;
+        let client = Client::connect([url], Some(access.secure(url, options)?)).await;
         let client = client.map_err(|error| StoreError::Refused(format!("etcd endpoint '{url}': {error}")))?;
         Ok(Self {
             place,
@@ -70,7 +76,37 @@ impl Endpoint {
             kv: client.kv_client().max_decoding_message_size(usize::MAX),
             watch: client.watch_client().max_decoding_message_size(usize::MAX),
             lease: client.lease_client(),
+            client,
+            user: access.user.clone(),
+            signed_in: Arc::default(),
         })
+    }
+
+    /// Signs in, where etcd asks for a user and this has not been done since it last forgot us.
+    async fn sign_in(&mut self) -> Result<(), Failure> {
+        if self.user.is_some() && !self.signed_in.load(Ordering::SeqCst) {
+            self.client.update_user(self.user.clone()).await.map_err(|error| match Failure::from(error) {
+                // Whatever was asked for has not been sent.
+                Failure::Unknown(text) => Failure::NotDone(text),
+                other => other,
+            })?;
+            self.signed_in.store(true, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Signs in first if need be.
+    async fn ask<T, R>(mut self, request: impl FnOnce(Endpoint) -> R) -> Result<T, Failure>
+    where
+        R: Future<Output = Result<T, Failure>>,
+    {
+        self.sign_in().await?;
+        let signed_in = self.signed_in.clone();
+        let answer = request(self).await;
+        if matches!(answer, Err(Failure::SignedOut(_))) {
+            signed_in.store(false, Ordering::SeqCst);
+        }
+        answer
     }
 }
 
@@ -78,6 +114,7 @@ impl Endpoints {
     /// Connects to whichever of `urls` answers `probe` first, within `connect_timeout`.
     pub async fn connect<F, R>(
         urls: &[String],
+        access: &EtcdAccess,
         connect_timeout: Duration,
         request_timeout: Duration,
         probe: F,
@@ -91,7 +128,7 @@ impl Endpoints {
         }
         let mut all = Vec::new();
         for (place, url) in urls.iter().enumerate() {
-            all.push(Endpoint::new(place, url, connect_timeout).await?);
+            all.push(Endpoint::new(place, url, access, connect_timeout).await?);
         }
         let deadline = Instant::now() + connect_timeout;
         let mut probes = JoinSet::new();
@@ -140,7 +177,7 @@ impl Endpoints {
                 Repeat::Harmless => left / u32::try_from(tries_left_in_round).unwrap_or(u32::MAX),
                 Repeat::Never => left,
             };
-            let failure = match timeout(share, request(endpoint)).await {
+            let failure = match timeout(share, endpoint.ask(&request)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure::Unknown("no answer in time".into()),
@@ -148,6 +185,8 @@ impl Endpoints {
             let failure = match failure {
                 Failure::NotDone(text) => Failure::NotDone(format!("{url}: {text}")),
                 Failure::Unknown(text) => Failure::Unknown(format!("{url}: {text}")),
+                // Refused on arrival; the next try signs in again.
+                Failure::SignedOut(text) => Failure::NotDone(format!("{url}: {text}")),
                 answer => return Err(answer),
             };
             self.leave(place);
@@ -168,14 +207,14 @@ impl Endpoints {
 /// Asks one endpoint until it answers; at the deadline, says what was wrong last.
 async fn ask_until<F, R>(deadline: Instant, endpoint: Endpoint, probe: F) -> Result<(), String>
 where
-    F: Fn(Endpoint) -> R,
+    F: Fn(Endpoint) -> R + Clone,
     R: Future<Output = Result<(), Failure>>,
 {
     let mut reason = "no answer".to_owned();
     loop {
-        match timeout_at(deadline, probe(endpoint.clone())).await {
+        match timeout_at(deadline, endpoint.clone().ask(probe.clone())).await {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(Failure::NotDone(text) | Failure::Unknown(text))) => reason = text,
+            Ok(Err(Failure::NotDone(text) | Failure::Unknown(text) | Failure::SignedOut(text))) => reason = text,
             Ok(Err(failure)) => return Err(failure.into_store_error().to_string()),
             Err(_) => return Err(reason),
         }

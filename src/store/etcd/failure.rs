@@ -12,6 +12,8 @@ pub(super) enum Failure {
     NotDone(String),
     /// Nobody knows whether it happened.
     Unknown(String),
+    /// It did not happen: etcd does not know our sign-in (any more).
+    SignedOut(String),
     /// It did not happen, and trying at once will not help.
     Unavailable(String),
     LeaseGone,
@@ -24,7 +26,7 @@ impl Failure {
     /// For requests about no lease.
     pub fn into_store_error(self) -> StoreError {
         match self {
-            Failure::NotDone(text) | Failure::Unknown(text) | Failure::Unavailable(text) => {
+            Failure::NotDone(text) | Failure::Unknown(text) | Failure::SignedOut(text) | Failure::Unavailable(text) => {
                 StoreError::Unavailable(text)
             }
             Failure::LeaseGone => StoreError::Refused("etcd knows no such lease".into()),
@@ -74,16 +76,19 @@ fn judge(status: &Status) -> Failure {
         Code::Unavailable => Failure::Unknown(text),
         // Not capable of it (a learner, an older version in an upgrade): another member may be.
         Code::FailedPrecondition => Failure::NotDone(text),
+        // The token ran out, or etcd restarted and forgot it.
+        Code::Unauthenticated => Failure::SignedOut(text),
         // No space, or too many requests.
         Code::ResourceExhausted => Failure::Unavailable(text),
         Code::NotFound => Failure::LeaseGone,
         Code::OutOfRange if text.contains("compacted") => Failure::Compacted,
         Code::DataLoss => Failure::Damaged(text),
+        // A token from before users or roles were changed.
+        Code::InvalidArgument if text.contains("revision of auth store is old") => Failure::SignedOut(text),
         Code::OutOfRange
         | Code::InvalidArgument
         | Code::AlreadyExists
         | Code::PermissionDenied
-        | Code::Unauthenticated
         | Code::Unimplemented => Failure::Refused(text),
         Code::Ok | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Aborted | Code::Internal => {
             Failure::Unknown(text)
