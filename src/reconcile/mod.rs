@@ -7,38 +7,40 @@
 //!   (none) ──task──▶ Running ──ok──▶ Done(assignment) ──newer assignment──▶ Running
 //!                     └──error──▶ Failed(retry at) ──time, or newer assignment──▶ Running
 //! ```
+//!
+//! Who may use a volume is settled before the volume is served for the first time: after a reboot nobody slips in
+//! beside a client that is to be alone. See `doors` for the rules.
 
-use crate::model::{AssignmentSet, PoolAssignment, PoolId, VolumeAssignment, VolumeId};
+mod doors;
+
+use crate::model::{Assigned, AssignedId, Assignment, AssignmentSet, PoolId, VolumeAssignment};
+use doors::Doors;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// One thing to do on this host. Each is idempotent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Make the pool usable.
-    EnsurePool(PoolAssignment),
-    /// Tombstone: let go of the pool on disk.
-    ReleasePool(PoolAssignment),
-    /// No longer assigned: close the pool, leave the disk alone.
-    ClosePool(PoolId),
-    /// Make the volume exist as assigned, and serve it.
-    EnsureVolume(VolumeAssignment),
-    /// Tombstone: stop serving, then destroy the data.
-    RemoveVolume(VolumeAssignment),
-    /// No longer assigned: stop serving, leave the data alone.
-    RetireVolume(VolumeAssignment),
+    /// Make the pool usable; make the volume exist as assigned, and serve it; let the attachment's client in.
+    Ensure(Assigned),
+    /// Tombstone: let go of the pool on disk; stop serving the volume, then destroy its data; cut the client off.
+    Remove(Assigned),
+    /// No longer assigned: close the pool, stop serving the volume, cut the client off. Data are left alone, and there
+    /// is nobody to tell.
+    Drop(Assigned),
 }
 
 /// Where one object stands on this host. An object without progress was never tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Progress<A> {
+pub enum Progress {
     /// With the failures in a row before it.
     Running {
+        task: Assigned,
         attempts: u32,
     },
-    Done(A),
+    Done(Assigned),
     Failed {
-        tried: A,
+        tried: Assigned,
         attempts: u32,
         retry_at: Instant,
     },
@@ -47,114 +49,146 @@ pub enum Progress<A> {
 /// Where everything stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
-    pub pools: BTreeMap<PoolId, Progress<PoolAssignment>>,
-    pub volumes: BTreeMap<VolumeId, Progress<VolumeAssignment>>,
+    pub held: BTreeMap<AssignedId, Progress>,
 }
 
 const RETRY_FLOOR: Duration = Duration::from_millis(500);
 const RETRY_CEILING: Duration = Duration::from_secs(30);
 
-impl<A: Clone + PartialEq> Progress<A> {
-    /// Whether a task for `wanted` should start now. `same` tells whether two assignments ask for the same.
-    fn is_due(&self, wanted: &A, now: Instant, same: impl Fn(&A, &A) -> bool) -> bool {
+impl Task {
+    pub fn object(&self) -> &Assigned {
+        match self {
+            Task::Ensure(object) | Task::Remove(object) | Task::Drop(object) => object,
+        }
+    }
+
+    /// Whether bytes are lost by it.
+    pub fn destroys(&self) -> bool {
+        matches!(self, Task::Remove(Assigned::Pool(_) | Assigned::Volume(_)))
+    }
+}
+
+impl Progress {
+    /// What was asked for when a task was last started.
+    pub fn object(&self) -> &Assigned {
+        match self {
+            Progress::Running { task: object, .. }
+            | Progress::Done(object)
+            | Progress::Failed { tried: object, .. } => object,
+        }
+    }
+
+    /// Whether a task for `wanted` should start now.
+    fn is_due<A: Assignment>(&self, wanted: &A, now: Instant) -> bool {
+        let same =
+            |held: &Assigned| (held.generation(), held.is_removed()) == (wanted.generation(), wanted.is_removed());
         match self {
             Progress::Running { .. } => false,
-            Progress::Done(done) => !same(done, wanted),
-            Progress::Failed { tried, retry_at, .. } => !same(tried, wanted) || *retry_at <= now,
+            Progress::Done(done) => !same(done),
+            Progress::Failed { tried, retry_at, .. } => !same(tried) || *retry_at <= now,
         }
     }
 
     /// The state after a failure of `tried`.
-    pub fn failed(tried: A, attempts: u32, now: Instant) -> Self {
+    pub fn failed(tried: Assigned, attempts: u32, now: Instant) -> Self {
         let factor = 1u32.checked_shl(attempts.min(16)).unwrap_or(u32::MAX);
         let pause = RETRY_FLOOR.saturating_mul(factor).min(RETRY_CEILING);
         Progress::Failed { tried, attempts: attempts.saturating_add(1), retry_at: now + pause }
     }
 
     /// Failures in a row.
-    pub fn attempts(&self) -> u32 {
+    fn attempts(&self) -> u32 {
         match self {
-            Progress::Running { attempts } | Progress::Failed { attempts, .. } => *attempts,
+            Progress::Running { attempts, .. } | Progress::Failed { attempts, .. } => *attempts,
             Progress::Done(_) => 0,
         }
     }
-}
 
-fn same_pool(a: &PoolAssignment, b: &PoolAssignment) -> bool {
-    (a.generation, a.removed) == (b.generation, b.removed)
-}
-
-fn same_volume(a: &VolumeAssignment, b: &VolumeAssignment) -> bool {
-    (a.generation, a.removed) == (b.generation, b.removed)
+    fn is_running(&self) -> bool {
+        matches!(self, Progress::Running { .. })
+    }
 }
 
 impl World {
     /// The tasks to start now.
     pub fn plan(&self, assigned: &AssignmentSet, now: Instant) -> Vec<Task> {
-        let mut tasks = Vec::new();
-        self.plan_pools(assigned, now, &mut tasks);
-        self.plan_volumes(assigned, now, &mut tasks);
+        let doors = Doors::survey(self, assigned);
+        let unassigned = self.held.iter().filter(|(id, _)| !assigned.contains(**id));
+        let drops = unassigned.filter_map(|(_, progress)| match (progress, progress.object()) {
+            (Progress::Running { .. }, _) => None,
+            (_, Assigned::Pool(pool)) if !self.is_vacant(pool.id, assigned) => None,
+            (_, object) => Some(Task::Drop(object.clone())),
+        });
+        let mut tasks: Vec<Task> = drops.collect();
+        for held in assigned.attachments.values() {
+            let admissible = || held.removed || doors.admits(held);
+            tasks.extend(self.task_for(held, now).filter(|_| admissible()));
+        }
+        for pool in assigned.pools.values() {
+            let releasable = || !pool.removed || self.is_vacant(pool.id, assigned);
+            tasks.extend(self.task_for(pool, now).filter(|_| releasable()));
+        }
+        for volume in assigned.volumes.values() {
+            let ready = || self.is_open(volume.pool) && (volume.removed || doors.are_settled(volume));
+            tasks.extend(self.task_for(volume, now).filter(|_| ready()));
+        }
         tasks
+    }
+
+    /// Takes note that a task begins.
+    pub fn begin(&mut self, task: &Task) {
+        let object = task.object();
+        let attempts = self.attempts(object.id());
+        self.held.insert(object.id(), Progress::Running { task: object.clone(), attempts });
+    }
+
+    /// Takes note of how a task ended.
+    pub fn finish(&mut self, task: &Task, failed: bool, now: Instant) {
+        let object = task.object();
+        let progress = match task {
+            Task::Drop(_) => return drop(self.held.remove(&object.id())),
+            _ if failed => Progress::failed(object.clone(), self.attempts(object.id()), now),
+            Task::Ensure(_) | Task::Remove(_) => Progress::Done(object.clone()),
+        };
+        self.held.insert(object.id(), progress);
     }
 
     /// When to plan again although nothing happened. What was due before `now` and was not started waits for
     /// something else to happen.
     pub fn next_retry(&self, now: Instant) -> Option<Instant> {
-        let pools = self.pools.values().filter_map(retry_at);
-        let volumes = self.volumes.values().filter_map(retry_at);
-        pools.chain(volumes).filter(|at| *at > now).min()
+        self.held.values().filter_map(retry_at).filter(|at| *at > now).min()
     }
 
-    fn plan_pools(&self, assigned: &AssignmentSet, now: Instant, tasks: &mut Vec<Task>) {
-        for (id, pool) in &assigned.pools {
-            if !self.pools.get(id).is_none_or(|progress| progress.is_due(pool, now, same_pool)) {
-                continue;
-            }
-            if !pool.removed {
-                tasks.push(Task::EnsurePool(pool.clone()));
-            } else if self.is_vacant(*id, assigned) {
-                tasks.push(Task::ReleasePool(pool.clone()));
-            }
-        }
-        for (id, progress) in &self.pools {
-            let idle = !matches!(progress, Progress::Running { .. });
-            if idle && !assigned.pools.contains_key(id) && self.is_vacant(*id, assigned) {
-                tasks.push(Task::ClosePool(*id));
-            }
-        }
+    fn attempts(&self, id: AssignedId) -> u32 {
+        self.held.get(&id).map_or(0, Progress::attempts)
+    }
+
+    /// What an assignment asks for now, whatever it has to wait for.
+    fn task_for<A: Assignment>(&self, wanted: &A, now: Instant) -> Option<Task> {
+        let due = self.held.get(&wanted.id().into()).is_none_or(|progress| progress.is_due(wanted, now));
+        let task = if wanted.is_removed() { Task::Remove } else { Task::Ensure };
+        due.then(|| task(wanted.clone().into()))
+    }
+
+    fn is_open(&self, pool: PoolId) -> bool {
+        matches!(self.held.get(&pool.into()), Some(Progress::Done(pool)) if !pool.is_removed())
     }
 
     /// No volume of the pool is assigned, served, or being worked on.
     fn is_vacant(&self, pool: PoolId, assigned: &AssignmentSet) -> bool {
-        let wanted = assigned.volumes.values().any(|volume| volume.pool == pool);
-        let held = self.volumes.values().any(|progress| match progress {
-            Progress::Done(volume) => volume.pool == pool && !volume.removed,
-            Progress::Failed { tried, .. } => tried.pool == pool,
-            // Which pool a running task works on is not known here: wait for it.
-            Progress::Running { .. } => true,
+        let inside = |volume: &VolumeAssignment| volume.pool == pool;
+        let wanted = assigned.volumes.values().any(inside);
+        let held = self.held.values().any(|progress| match progress.object() {
+            Assigned::Volume(volume) if inside(volume) => {
+                progress.is_running() || !volume.removed || matches!(progress, Progress::Failed { .. })
+            }
+            _ => false,
         });
         !wanted && !held
     }
-
-    fn plan_volumes(&self, assigned: &AssignmentSet, now: Instant, tasks: &mut Vec<Task>) {
-        for (id, volume) in &assigned.volumes {
-            let open = matches!(self.pools.get(&volume.pool), Some(Progress::Done(pool)) if !pool.removed);
-            if open && self.volumes.get(id).is_none_or(|progress| progress.is_due(volume, now, same_volume)) {
-                tasks.push(match volume.removed {
-                    true => Task::RemoveVolume(volume.clone()),
-                    false => Task::EnsureVolume(volume.clone()),
-                });
-            }
-        }
-        let unassigned = self.volumes.iter().filter(|(id, _)| !assigned.volumes.contains_key(id));
-        tasks.extend(unassigned.filter_map(|(_, progress)| match progress {
-            Progress::Running { .. } => None,
-            Progress::Done(volume) | Progress::Failed { tried: volume, .. } => Some(Task::RetireVolume(volume.clone())),
-        }));
-    }
 }
 
-fn retry_at<A>(progress: &Progress<A>) -> Option<Instant> {
+fn retry_at(progress: &Progress) -> Option<Instant> {
     match progress {
         Progress::Failed { retry_at, .. } => Some(*retry_at),
         Progress::Running { .. } | Progress::Done(_) => None,

@@ -1,6 +1,10 @@
 use super::*;
-use crate::model::{ByteSize, Driver, Generation};
+use crate::model::{
+    AttachmentAssignment, AttachmentId, ByteSize, ClientId, Driver, Generation, PoolAssignment, VolumeId,
+};
 use proptest::prelude::*;
+
+mod doors;
 
 fn pool(removed: bool) -> PoolAssignment {
     PoolAssignment {
@@ -29,71 +33,81 @@ fn assigned(pools: &[PoolAssignment], volumes: &[VolumeAssignment]) -> Assignmen
     AssignmentSet {
         pools: pools.iter().map(|pool| (pool.id, pool.clone())).collect(),
         volumes: volumes.iter().map(|volume| (volume.id, volume.clone())).collect(),
+        ..AssignmentSet::default()
     }
 }
 
-/// Carries tasks out in a naive model of a host.
+fn done(world: &mut World, object: impl Into<Assigned>) {
+    let object = object.into();
+    world.held.insert(object.id(), Progress::Done(object));
+}
+
+/// Carries a task out in a naive model of a host.
 fn perform(world: &mut World, task: Task, ok: bool, now: Instant) {
-    match task {
-        Task::EnsurePool(pool) | Task::ReleasePool(pool) => {
-            let next = if ok { Progress::Done(pool.clone()) } else { Progress::failed(pool.clone(), 0, now) };
-            world.pools.insert(pool.id, next);
-        }
-        Task::ClosePool(id) => drop(world.pools.remove(&id)),
-        Task::EnsureVolume(volume) | Task::RemoveVolume(volume) => {
-            let next = if ok { Progress::Done(volume.clone()) } else { Progress::failed(volume.clone(), 0, now) };
-            world.volumes.insert(volume.id, next);
-        }
-        Task::RetireVolume(volume) => drop(world.volumes.remove(&volume.id)),
-    }
+    world.begin(&task);
+    world.finish(&task, !ok, now);
 }
 
 #[test]
 fn a_volume_waits_for_its_pool() {
     let (mut world, now) = (World::default(), Instant::now());
     let set = assigned(&[pool(false)], &[volume(2, 1, false)]);
-    assert_eq!(world.plan(&set, now), [Task::EnsurePool(pool(false))]);
-    world.pools.insert(pool(false).id, Progress::Running { attempts: 0 });
+    assert_eq!(world.plan(&set, now), [Task::Ensure(pool(false).into())]);
+    world.begin(&Task::Ensure(pool(false).into()));
     assert_eq!(world.plan(&set, now), []);
-    world.pools.insert(pool(false).id, Progress::Done(pool(false)));
-    assert_eq!(world.plan(&set, now), [Task::EnsureVolume(volume(2, 1, false))]);
+    done(&mut world, pool(false));
+    assert_eq!(world.plan(&set, now), [Task::Ensure(volume(2, 1, false).into())]);
 }
 
 #[test]
-fn what_is_not_assigned_any_more_is_retired_and_never_removed() {
+fn what_is_not_assigned_any_more_is_dropped_and_never_removed() {
     let (mut world, now) = (World::default(), Instant::now());
-    world.pools.insert(pool(false).id, Progress::Done(pool(false)));
-    world.volumes.insert(volume(2, 1, false).id, Progress::Done(volume(2, 1, false)));
-    assert_eq!(world.plan(&AssignmentSet::default(), now), [Task::RetireVolume(volume(2, 1, false))]);
+    done(&mut world, pool(false));
+    done(&mut world, volume(2, 1, false));
+    assert_eq!(world.plan(&AssignmentSet::default(), now), [Task::Drop(volume(2, 1, false).into())]);
 }
 
 #[test]
 fn a_pool_is_released_only_once_its_volumes_are_gone() {
     let (mut world, now) = (World::default(), Instant::now());
-    world.pools.insert(pool(false).id, Progress::Done(pool(false)));
-    world.volumes.insert(volume(2, 1, false).id, Progress::Done(volume(2, 1, false)));
+    done(&mut world, pool(false));
+    done(&mut world, volume(2, 1, false));
     let set = assigned(&[pool(true)], &[volume(2, 2, true)]);
-    assert_eq!(world.plan(&set, now), [Task::RemoveVolume(volume(2, 2, true))]);
-    perform(&mut world, Task::RemoveVolume(volume(2, 2, true)), true, now);
-    assert_eq!(world.plan(&set, now), [], "the manager has not taken the volume out yet");
+    let remove = Task::Remove(volume(2, 2, true).into());
+    assert_eq!(world.plan(&set, now), std::slice::from_ref(&remove));
+    world.begin(&remove);
     let set = assigned(&[pool(true)], &[]);
+    assert_eq!(world.plan(&set, now), [], "the volume is still being worked on");
+    world.finish(&remove, false, now);
     let tasks = world.plan(&set, now);
-    assert!(tasks.contains(&Task::ReleasePool(pool(true))), "{tasks:?}");
+    assert!(tasks.contains(&Task::Remove(pool(true).into())), "{tasks:?}");
 }
 
 #[test]
 fn a_failure_waits_longer_each_time_unless_the_assignment_changes() {
     let (mut world, now) = (World::default(), Instant::now());
-    world.pools.insert(pool(false).id, Progress::Done(pool(false)));
-    let failed = Progress::failed(volume(2, 1, false), 3, now);
-    world.volumes.insert(volume(2, 1, false).id, failed);
+    done(&mut world, pool(false));
+    let failed = Progress::failed(volume(2, 1, false).into(), 3, now);
+    world.held.insert(volume(2, 1, false).id.into(), failed);
     let set = assigned(&[pool(false)], &[volume(2, 1, false)]);
     assert_eq!(world.plan(&set, now), []);
     assert_eq!(world.next_retry(now), Some(now + Duration::from_secs(4)));
     assert_eq!(world.next_retry(now + Duration::from_secs(4)), None, "nobody waits for what is past");
     assert_eq!(world.plan(&set, now + Duration::from_secs(4)).len(), 1);
     let changed = assigned(&[pool(false)], &[volume(2, 2, false)]);
-    assert_eq!(world.plan(&changed, now), [Task::EnsureVolume(volume(2, 2, false))]);
+    assert_eq!(world.plan(&changed, now), [Task::Ensure(volume(2, 2, false).into())]);
+}
+
+#[test]
+fn failures_in_a_row_are_counted_over_tasks() {
+    let (mut world, now) = (World::default(), Instant::now());
+    let task = Task::Ensure(pool(false).into());
+    for _ in 0..3 {
+        perform(&mut world, task.clone(), false, now);
+    }
+    assert_eq!(world.next_retry(now), Some(now + RETRY_FLOOR * 4));
+    perform(&mut world, task, true, now);
+    assert_eq!(world.held.values().map(Progress::attempts).max(), Some(0));
 }
 
 proptest! {
@@ -116,15 +130,16 @@ proptest! {
         for _ in 0..10 {
             now += RETRY_CEILING;
             for task in world.plan(&last, now) {
-                let destroys = matches!(&task, Task::RemoveVolume(volume) if !volume.removed);
+                let destroys = matches!(&task, Task::Remove(object) if !object.is_removed());
                 prop_assert!(!destroys);
                 perform(&mut world, task, true, now);
             }
         }
         prop_assert!(world.plan(&last, now + RETRY_CEILING).is_empty());
         for volume in last.volumes.values() {
-            prop_assert_eq!(world.volumes.get(&volume.id), Some(&Progress::Done(volume.clone())));
+            prop_assert_eq!(world.held.get(&volume.id.into()), Some(&Progress::Done(volume.clone().into())));
         }
-        prop_assert_eq!(world.volumes.len(), last.volumes.len());
+        let volumes = world.held.keys().filter(|id| matches!(id, AssignedId::Volume(_))).count();
+        prop_assert_eq!(volumes, last.volumes.len());
     }
 }

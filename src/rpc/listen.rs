@@ -1,25 +1,37 @@
-//! Listening for gRPC on TCP and on control sockets, and turning away who may not ask.
+//! Listening for gRPC on TCP and on control sockets, and finding out who comes.
+//!
+//! ```text
+//!                        ┌─ 0x16: TLS ──┬─ certificate of the cluster ─▶ certified
+//!   TCP ──first byte─────┤              └─ none ───────────────────────▶ anonymous
+//!                        └─ else ───────┬─ local, says the kernel ─────▶ local
+//!   control socket ── peer credentials ─┘─ else ───────────────────────▶ refused
+//! ```
 //!
 //! A refused peer still gets a connection, and every call on it answers PERMISSION_DENIED with the reason: a closed
-//! socket would leave its user guessing.
+//! socket would leave its user guessing. A TLS peer whose certificate is not good gets the alert that says so.
+//!
+//! Each connection is received in a task of its own and holds a seat from its first moment, so that peers that say
+//! nothing cost little and hold up nobody.
 
-use futures_util::stream::{self, Stream};
+use super::caller::{Caller, Peer};
+use super::connection::{Connection, Stream};
+use super::limits::Limits;
+use super::seats::{Holder, Seat, Seats};
+use crate::host::LocalUser;
+use crate::pki::{self, Clients, Keyring, Presented};
+use futures_util::stream;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::either::Either;
-use tonic::transport::server::Connected;
-use tonic::{Request, Status};
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior, timeout};
+use tokio_rustls::TlsAcceptor;
 
-/// Decides whether the peer of a TCP connection may ask anything; the reason if not.
-pub type Admission = Arc<dyn Fn(&TcpStream) -> Result<(), String> + Send + Sync>;
+/// Decides whether the peer of a plain TCP connection may ask anything, and who it is; the reason if not.
+pub type Admission = Arc<dyn Fn(&TcpStream) -> Result<LocalUser, String> + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -27,48 +39,51 @@ pub enum ListenError {
     Tcp { address: SocketAddr, source: std::io::Error },
     #[error("cannot listen on the control socket {path}", path = path.display())]
     Unix { path: PathBuf, source: std::io::Error },
+    #[error("cannot set up TLS")]
+    Tls(#[source] pki::Error),
 }
 
-/// Where a connection comes from, as every request on it carries.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// For logs: an address, or the control socket.
-    pub peer: String,
-    refused: Option<String>,
-}
+/// What both sides of a TLS connection say they will speak: HTTP/2.
+pub const ALPN: &[&[u8]] = &[b"h2"];
+/// The first byte of a TLS connection: a handshake record (RFC 8446 section 5.1). HTTP/2 starts with 'P'.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// How often open connections are held against what the keyring believes; two fit into a heartbeat.
+const SWEEP: Duration = Duration::from_millis(400);
 
 /// A bound socket, not yet serving.
 pub struct Listener {
     socket: Socket,
-    admission: Admission,
-    /// Seats of two kinds, so that peers that are refused cannot crowd out those that are welcome.
-    admitted: Arc<Semaphore>,
-    refused: Arc<Semaphore>,
+    door: Arc<Door>,
 }
-
-/// Connections of peers that may ask: block services, operators.
-const ADMITTED: usize = 4096;
-/// Connections of peers that are only told why they may not.
-const REFUSED: usize = 64;
 
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
+/// What receives connections: one for all of a listener's.
+struct Door {
+    admission: Admission,
+    tls: Option<(TlsAcceptor, Keyring)>,
+    limits: Limits,
+    /// Seats of several kinds, so that those who have proven nothing cannot crowd out those that are welcome.
+    arriving: Seats,
+    admitted: Seats,
+    anonymous: Seats,
+    refused: Seats,
+}
+
 impl Listener {
-    /// Binds `address`; port 0 takes a free one.
+    /// Binds `address`; port 0 takes a free one. TLS peers are served with what `keyring` holds at the moment of their
+    /// handshake; while it is empty they are hung up on.
     ///
     /// # Errors
     /// If the port is taken or may not be bound.
-    pub async fn tcp(address: SocketAddr, admission: Admission) -> Result<Self, ListenError> {
+    pub async fn tcp(address: SocketAddr, admission: Admission, keyring: Keyring) -> Result<Self, ListenError> {
+        let config = keyring.server_config(Clients::Optional, ALPN).map_err(ListenError::Tls)?;
         let listener = TcpListener::bind(address).await.map_err(|source| ListenError::Tcp { address, source })?;
-        Ok(Self::new(Socket::Tcp(listener), admission))
-    }
-
-    fn new(socket: Socket, admission: Admission) -> Self {
-        let seats = |number| Arc::new(Semaphore::new(number));
-        Self { socket, admission, admitted: seats(ADMITTED), refused: seats(REFUSED) }
+        let tls = Some((TlsAcceptor::from(config), keyring));
+        Ok(Self { socket: Socket::Tcp(listener), door: Arc::new(Door::new(admission, tls, Limits::default())) })
     }
 
     /// Binds a control socket, mode 0600, at a path that was made free for it.
@@ -82,7 +97,16 @@ impl Listener {
             Ok(listener)
         };
         let listener = bind().map_err(|source| ListenError::Unix { path: path.to_owned(), source })?;
-        Ok(Self::new(Socket::Unix(listener), Arc::new(|_| Ok(()))))
+        let door = Door::new(local_peers(), None, Limits::default());
+        Ok(Self { socket: Socket::Unix(listener), door: Arc::new(door) })
+    }
+
+    /// The same listener with other limits.
+    #[cfg(test)]
+    pub(super) fn limited(self, limits: Limits) -> Self {
+        let Self { socket, door } = self;
+        let (admission, tls) = (door.admission.clone(), door.tls.clone());
+        Self { socket, door: Arc::new(Door::new(admission, tls, limits)) }
     }
 
     /// The bound TCP address; none for a control socket.
@@ -94,88 +118,171 @@ impl Listener {
     }
 
     /// Every connection, for `serve_with_incoming`. Never ends: a failing accept is tried again.
-    pub fn incoming(self) -> impl Stream<Item = std::io::Result<Connection>> {
-        stream::unfold(self, |listener| async move { Some((Ok(listener.accept().await), listener)) })
+    pub fn incoming(self) -> impl stream::Stream<Item = std::io::Result<Connection>> {
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let reception = Reception { listener: self, under_way: JoinSet::new(), sweep };
+        stream::unfold(reception, |mut reception| async move { Some((Ok(reception.next().await), reception)) })
+    }
+}
+
+/// A listener at work. Dropping it drops the connections that were not received yet.
+struct Reception {
+    listener: Listener,
+    /// Bounded by the seats of those who arrive.
+    under_way: JoinSet<Option<Connection>>,
+    sweep: Interval,
+}
+
+enum Came {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+impl Reception {
+    async fn next(&mut self) -> Connection {
+        loop {
+            let Listener { socket, door } = &self.listener;
+            tokio::select! {
+                came = accept(socket) => match came {
+                    Ok(Came::Tcp(stream, address)) => {
+                        let seat = door.arriving.take(Holder::source(address.ip()), None);
+                        self.under_way.spawn(door.clone().receive(stream, address, seat));
+                    }
+                    Ok(Came::Unix(stream)) => return door.open(stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        // Out of descriptors or memory: nothing tells when that is over.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                Some(received) = self.under_way.join_next() => match received {
+                    Ok(Some(connection)) => return connection,
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(%error, "receiving a connection failed"),
+                },
+                _ = self.sweep.tick() => door.sweep(),
+            }
+        }
+    }
+}
+
+async fn accept(socket: &Socket) -> std::io::Result<Came> {
+    Ok(match socket {
+        Socket::Tcp(listener) => {
+            let (stream, address) = listener.accept().await?;
+            Came::Tcp(stream, address)
+        }
+        Socket::Unix(listener) => Came::Unix(listener.accept().await?.0),
+    })
+}
+
+impl Door {
+    fn new(admission: Admission, tls: Option<(TlsAcceptor, Keyring)>, limits: Limits) -> Self {
+        Self {
+            arriving: Seats::new(limits.arriving, limits.arriving),
+            admitted: Seats::new(limits.admitted, limits.of_one_bearer),
+            anonymous: Seats::new(limits.anonymous, limits.anonymous),
+            refused: Seats::new(limits.refused, limits.refused),
+            admission,
+            tls,
+            limits,
+        }
     }
 
-    async fn accept(&self) -> Connection {
-        loop {
-            match self.try_accept().await {
-                Ok(Some(connection)) => return connection,
-                Ok(None) => tracing::debug!("no seat is free for a peer; it is hung up on"),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    // Out of descriptors or memory: nothing tells when that is over.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+    /// Finds out who has come; none if nothing sensible was said in time.
+    async fn receive(self: Arc<Self>, stream: TcpStream, address: SocketAddr, arriving: Seat) -> Option<Connection> {
+        let welcomed = tokio::select! {
+            () = arriving.evicted().cancelled() => Err("too many come at once".to_owned()),
+            welcomed = self.welcome(stream, address) => welcomed,
+        };
+        match welcomed {
+            Ok(connection) => Some(connection),
+            Err(reason) => {
+                tracing::debug!(peer = %address, %reason, "a connection came to nothing");
+                None
             }
         }
     }
 
-    async fn try_accept(&self) -> std::io::Result<Option<Connection>> {
-        let (stream, peer, verdict) = match &self.socket {
-            Socket::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
+    async fn welcome(&self, stream: TcpStream, address: SocketAddr) -> Result<Connection, String> {
+        let broken = |error: std::io::Error| error.to_string();
+        stream.set_nodelay(true).map_err(broken)?;
+        let mut first = [0];
+        let read = timeout(self.limits.first_byte, stream.peek(&mut first)).await;
+        match (read.map_err(|_| "it said nothing in time")?.map_err(broken)?, first) {
+            (0, _) => Err("it went without a word".into()),
+            (_, [TLS_HANDSHAKE]) => self.handshake(stream, address).await,
+            _ => {
                 let verdict = (self.admission)(&stream);
-                // A peer that has gone already must not be taken for a failure to accept.
-                if stream.set_nodelay(true).is_err() {
-                    return Ok(None);
-                }
-                (Either::Left(stream), peer.to_string(), verdict)
+                Ok(self.seat(stream, address.to_string(), Holder::source(address.ip()), verdict))
             }
-            Socket::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
-                let verdict = crate::host::unix_peer(&stream).map_err(|refused| refused.to_string());
-                (Either::Right(stream), "the control socket".to_owned(), verdict)
+        }
+    }
+
+    /// Receives a peer that speaks TLS.
+    async fn handshake(&self, stream: TcpStream, address: SocketAddr) -> Result<Connection, String> {
+        let (acceptor, keyring) = self.tls.as_ref().ok_or("it speaks TLS, which is not served here")?;
+        let accepted = timeout(self.limits.handshake, acceptor.accept(stream)).await;
+        let stream = accepted.map_err(|_| "its handshake took too long")?.map_err(|error| {
+            if is_about_its_certificate(&error) {
+                tracing::warn!(peer = %address, reason = %error, "refused a peer's certificate");
             }
-        };
-        let refused = verdict.err();
-        let seats = match &refused {
-            None => &self.admitted,
-            Some(reason) => {
+            error.to_string()
+        })?;
+        let shown = Presented::read(stream.get_ref().1.peer_certificates().unwrap_or_default());
+        let peer = address.to_string();
+        Ok(match shown.map_err(|error| error.to_string())? {
+            Some(presented) => {
+                let seat = self.admitted.take(Holder::Bearer(presented.bearer.id), Some(presented));
+                let peer = Peer::certified(peer, presented, keyring.clone());
+                Connection::new(stream, peer, seat, &self.limits)
+            }
+            None => {
+                let seat = self.anonymous.take(Holder::source(address.ip()), None);
+                Connection::new(stream, Peer::new(peer, Caller::Anonymous), seat, &self.limits)
+            }
+        })
+    }
+
+    /// Receives a peer of the control socket.
+    fn open(&self, stream: UnixStream) -> Connection {
+        let verdict = crate::host::unix_peer(&stream).map_err(|refused| refused.to_string());
+        self.seat(stream, "the control socket".to_owned(), Holder::Source(0), verdict)
+    }
+
+    /// Seats a peer that shows no certificate by what the kernel says of it.
+    fn seat<S>(&self, stream: S, peer: String, source: Holder, verdict: Result<LocalUser, String>) -> Connection
+    where
+        S: Stream + 'static,
+    {
+        let (caller, seat) = match verdict {
+            Ok(user) => (Caller::Local { who: user.to_string() }, self.admitted.take(Holder::Local, None)),
+            Err(reason) => {
                 tracing::warn!(%peer, %reason, "refused a peer");
-                &self.refused
+                (Caller::Refused(reason), self.refused.take(source, None))
             }
         };
-        let seat = seats.clone().try_acquire_owned().ok();
-        Ok(seat.map(|seat| Connection { stream, origin: Peer { peer, refused }, _seat: seat }))
+        Connection::new(stream, Peer::new(peer, caller), seat, &self.limits)
+    }
+
+    /// Ends the connections of those whose certificates are void or have expired since they came.
+    fn sweep(&self) {
+        let Some((_, keyring)) = &self.tls else { return };
+        self.admitted.sweep(|presented| match keyring.dismisses(presented) {
+            Some(reason) => {
+                tracing::warn!(bearer = %presented.bearer, %reason, "ending a connection");
+                true
+            }
+            None => false,
+        });
     }
 }
 
-/// An accepted connection.
-pub struct Connection {
-    stream: Either<TcpStream, UnixStream>,
-    origin: Peer,
-    /// Given back when the connection ends.
-    _seat: OwnedSemaphorePermit,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.origin.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+/// Whether the handshake failed for what the peer showed of itself, rather than by accident or noise.
+fn is_about_its_certificate(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Admits TCP peers that the kernel shows to be local.
@@ -196,17 +303,4 @@ fn reachable(bound: SocketAddr) -> String {
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
     SocketAddr::new(ip, bound.port()).to_string()
-}
-
-/// The interceptor in front of every service: refused peers get their reason, and so does a request that did not come
-/// through a [`Listener`].
-///
-/// # Errors
-/// PERMISSION_DENIED.
-pub fn gate(request: Request<()>) -> Result<Request<()>, Status> {
-    match request.extensions().get::<Peer>() {
-        Some(Peer { refused: None, .. }) => Ok(request),
-        Some(Peer { refused: Some(reason), .. }) => Err(Status::permission_denied(reason.clone())),
-        None => Err(Status::permission_denied("this connection says nothing of its peer")),
-    }
 }

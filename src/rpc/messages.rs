@@ -1,22 +1,19 @@
 //! Session messages between their model and their protobuf form.
 
-use super::objects::{bounded, number};
-use super::{MAX_FAILURE, Malformed, proto};
+use super::assignments::{complete, incremental};
+use super::objects::bounded;
+use super::reports::inventory;
+use super::{Malformed, proto};
 use crate::model::*;
-use crate::session::{Downward, Greeting, Step, Upward, Welcome};
+use crate::pki::Secret;
+use crate::session::{Downward, Greeting, Upward, Welcome};
 use proto::manager_message::Message as Down;
 use proto::service_message::Message as Up;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// The longest period a peer may ask for; keeps arithmetic on hostile numbers harmless.
 const MAX_PERIOD_MS: u64 = ClusterSpec::LONGEST_MS;
-
-/// The most ways to reach one volume.
-const MAX_EXPORTS: usize = 16;
-
-fn failure(text: String) -> Result<String, Malformed> {
-    bounded(text, MAX_FAILURE, "a failure's text")
-}
 
 fn period(millis: u64, what: &str) -> Result<Duration, Malformed> {
     if (1..=MAX_PERIOD_MS).contains(&millis) {
@@ -25,202 +22,12 @@ fn period(millis: u64, what: &str) -> Result<Duration, Malformed> {
     Err(Malformed(format!("a {what} of {millis}ms")))
 }
 
+fn bearer(id: &str) -> Result<uuid::Uuid, Malformed> {
+    id.parse().map_err(|_| Malformed(format!("'{}' is no bearer's id", id.chars().take(80).collect::<String>())))
+}
+
 fn millis(period: Duration) -> u64 {
     u64::try_from(period.as_millis()).unwrap_or(MAX_PERIOD_MS)
-}
-
-impl From<&PoolAssignment> for proto::PoolAssignment {
-    fn from(pool: &PoolAssignment) -> Self {
-        Self {
-            id: pool.id.to_string(),
-            name: pool.name.to_string(),
-            generation: pool.generation.as_u64(),
-            driver: Some((&pool.driver).into()),
-            made: pool.made,
-            removed: pool.removed,
-        }
-    }
-}
-
-impl TryFrom<proto::PoolAssignment> for PoolAssignment {
-    type Error = Malformed;
-
-    fn try_from(pool: proto::PoolAssignment) -> Result<Self, Malformed> {
-        Ok(Self {
-            id: pool.id.parse()?,
-            name: pool.name.parse()?,
-            generation: Generation::new(pool.generation),
-            driver: pool.driver.ok_or_else(|| Malformed::missing("a pool's driver"))?.try_into()?,
-            made: pool.made,
-            removed: pool.removed,
-        })
-    }
-}
-
-impl From<&VolumeAssignment> for proto::VolumeAssignment {
-    fn from(volume: &VolumeAssignment) -> Self {
-        Self {
-            id: volume.id.to_string(),
-            name: volume.name.to_string(),
-            generation: volume.generation.as_u64(),
-            pool: volume.pool.to_string(),
-            size: volume.size.as_u64(),
-            made: volume.made,
-            removed: volume.removed,
-        }
-    }
-}
-
-impl TryFrom<proto::VolumeAssignment> for VolumeAssignment {
-    type Error = Malformed;
-
-    fn try_from(volume: proto::VolumeAssignment) -> Result<Self, Malformed> {
-        let size = ByteSize::bytes(volume.size);
-        if let Some(fault) = VolumeSpec::fault_of_size(size) {
-            return Err(Malformed(fault));
-        }
-        Ok(Self {
-            id: volume.id.parse()?,
-            name: volume.name.parse()?,
-            generation: Generation::new(volume.generation),
-            pool: volume.pool.parse()?,
-            size,
-            made: volume.made,
-            removed: volume.removed,
-        })
-    }
-}
-
-fn observation<T>(observed: &Observed<T>) -> i32 {
-    match observed {
-        Observed::Unknown => proto::Observation::Unknown,
-        Observed::Absent => proto::Observation::Absent,
-        Observed::Known(_) => proto::Observation::Known,
-    }
-    .into()
-}
-
-fn observed<T>(observation: i32, known: impl FnOnce() -> Result<T, Malformed>) -> Result<Observed<T>, Malformed> {
-    Ok(match proto::Observation::try_from(observation)? {
-        proto::Observation::Unknown => Observed::Unknown,
-        proto::Observation::Absent => Observed::Absent,
-        proto::Observation::Known => Observed::Known(known()?),
-    })
-}
-
-impl From<&PoolReport> for proto::PoolReport {
-    fn from(report: &PoolReport) -> Self {
-        let (capacity, used) = match &report.capacity {
-            Observed::Known(known) => (known.capacity.as_u64(), known.used.as_u64()),
-            Observed::Unknown | Observed::Absent => (0, 0),
-        };
-        Self {
-            id: report.id.to_string(),
-            generation: report.generation.as_u64(),
-            observation: observation(&report.capacity),
-            capacity,
-            used,
-            failure: report.failure.clone(),
-        }
-    }
-}
-
-impl TryFrom<proto::PoolReport> for PoolReport {
-    type Error = Malformed;
-
-    fn try_from(report: proto::PoolReport) -> Result<Self, Malformed> {
-        let capacity =
-            || Ok(PoolCapacity { capacity: ByteSize::bytes(report.capacity), used: ByteSize::bytes(report.used) });
-        Ok(Self {
-            id: report.id.parse()?,
-            generation: Generation::new(report.generation),
-            capacity: observed(report.observation, capacity)?,
-            failure: report.failure.map(failure).transpose()?,
-        })
-    }
-}
-
-impl From<&VolumeReport> for proto::VolumeReport {
-    fn from(report: &VolumeReport) -> Self {
-        let (size, exports) = match &report.volume {
-            Observed::Known(served) => (served.size.as_u64(), served.exports.iter().map(Into::into).collect()),
-            Observed::Unknown | Observed::Absent => (0, Vec::new()),
-        };
-        Self {
-            id: report.id.to_string(),
-            generation: report.generation.as_u64(),
-            observation: observation(&report.volume),
-            size,
-            exports,
-            failure: report.failure.clone(),
-        }
-    }
-}
-
-impl TryFrom<proto::VolumeReport> for VolumeReport {
-    type Error = Malformed;
-
-    fn try_from(report: proto::VolumeReport) -> Result<Self, Malformed> {
-        let (size, exports) = (report.size, report.exports);
-        if exports.len() > MAX_EXPORTS {
-            return Err(Malformed(format!("{} exports of one volume", exports.len())));
-        }
-        let volume = || {
-            Ok(ServedVolume {
-                size: ByteSize::bytes(size),
-                exports: exports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
-            })
-        };
-        Ok(Self {
-            id: report.id.parse()?,
-            generation: Generation::new(report.generation),
-            volume: observed(report.observation, volume)?,
-            failure: report.failure.map(failure).transpose()?,
-        })
-    }
-}
-
-fn inventory(nonce: u64, inventory: Inventory) -> proto::InventoryAnswer {
-    let pool = |pool: InventoryPool| proto::InventoryPool { id: pool.id.to_string(), failure: pool.failure };
-    let volume = |volume: InventoryVolume| proto::InventoryVolume {
-        id: volume.id.to_string(),
-        pool: volume.pool.to_string(),
-        name: volume.name,
-        size: volume.size.as_u64(),
-        generation: volume.generation.as_u64(),
-        exported: volume.exported,
-        damage: volume.damage,
-    };
-    proto::InventoryAnswer {
-        nonce,
-        pools: inventory.pools.into_iter().map(pool).collect(),
-        volumes: inventory.volumes.into_iter().map(volume).collect(),
-    }
-}
-
-impl TryFrom<proto::InventoryAnswer> for Inventory {
-    type Error = Malformed;
-
-    fn try_from(answer: proto::InventoryAnswer) -> Result<Self, Malformed> {
-        let pool = |pool: proto::InventoryPool| -> Result<InventoryPool, Malformed> {
-            Ok(InventoryPool { id: pool.id.parse()?, failure: pool.failure })
-        };
-        let volume = |volume: proto::InventoryVolume| -> Result<InventoryVolume, Malformed> {
-            Ok(InventoryVolume {
-                id: volume.id.parse()?,
-                pool: volume.pool.parse()?,
-                name: volume.name,
-                size: ByteSize::bytes(volume.size),
-                generation: Generation::new(volume.generation),
-                exported: volume.exported,
-                damage: volume.damage,
-            })
-        };
-        Ok(Self {
-            pools: answer.pools.into_iter().map(pool).collect::<Result<_, _>>()?,
-            volumes: answer.volumes.into_iter().map(volume).collect::<Result<_, _>>()?,
-        })
-    }
 }
 
 impl From<Upward> for proto::ServiceMessage {
@@ -240,6 +47,7 @@ impl From<Upward> for proto::ServiceMessage {
                     match report {
                         Report::Pool(pool) => message.pools.push(pool.into()),
                         Report::Volume(volume) => message.volumes.push(volume.into()),
+                        Report::Attachment(attachment) => message.attachments.push(attachment.into()),
                     }
                 }
                 Up::Reports(message)
@@ -264,10 +72,11 @@ impl TryFrom<proto::ServiceMessage> for Upward {
                 version: bounded(hello.version, 64, "a version")?,
             }),
             Up::Heartbeat(proto::Heartbeat {}) => Upward::Heartbeat,
-            Up::Reports(proto::Reports { sequence, pools, volumes }) => {
+            Up::Reports(proto::Reports { sequence, pools, volumes, attachments }) => {
                 let pools = pools.into_iter().map(|pool| Ok(Report::Pool(pool.try_into()?)));
                 let volumes = volumes.into_iter().map(|volume| Ok(Report::Volume(volume.try_into()?)));
-                let reports = pools.chain(volumes).collect::<Result<_, Malformed>>()?;
+                let attachments = attachments.into_iter().map(|held| Ok(Report::Attachment(held.try_into()?)));
+                let reports = pools.chain(volumes).chain(attachments).collect::<Result<_, Malformed>>()?;
                 Upward::Reports { sequence, reports }
             }
             Up::Inventory(answer) => Upward::Inventory { nonce: answer.nonce, inventory: answer.try_into()? },
@@ -277,11 +86,49 @@ impl TryFrom<proto::ServiceMessage> for Upward {
 }
 
 /// A block service that asks to become a member.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Joiner {
     pub service: ServiceId,
     pub host_name: String,
+    pub addresses: Addresses,
     pub version: String,
+    pub token: Option<TokenProof>,
+    /// PKCS #10, PEM, not yet judged; none from a service of a version that knew no certificates.
+    pub certificate_request: Option<String>,
+}
+
+/// What a joiner shows of its token.
+#[derive(Clone, Debug)]
+pub struct TokenProof {
+    pub id: TokenId,
+    pub secret: Secret,
+}
+
+/// A member that asks for a new certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewer {
+    pub service: ServiceId,
+    pub addresses: Addresses,
+    /// PKCS #10, PEM, not yet judged.
+    pub certificate_request: String,
+}
+
+impl TryFrom<proto::TokenProof> for TokenProof {
+    type Error = Malformed;
+
+    /// The secret is never repeated in an error.
+    fn try_from(proof: proto::TokenProof) -> Result<Self, Malformed> {
+        let digit = |c: u8| char::from(c).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let (pairs, rest) = proof.secret.as_bytes().as_chunks::<2>();
+        let bytes: Option<Zeroizing<Vec<u8>>> = pairs
+            .iter()
+            .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
+            .collect::<Option<_>>()
+            .map(Zeroizing::new);
+        let secret = bytes.filter(|_| rest.is_empty()).and_then(|bytes| Secret::from_slice(&bytes));
+        let secret = secret.ok_or_else(|| Malformed("a token's secret is not 64 hexadecimal digits".into()))?;
+        Ok(Self { id: proof.id.parse()?, secret })
+    }
 }
 
 impl TryFrom<proto::JoinRequest> for Joiner {
@@ -297,7 +144,22 @@ impl TryFrom<proto::JoinRequest> for Joiner {
         Ok(Self {
             service: request.service_id.parse()?,
             host_name: bounded(request.host_name, 253, "a host name")?,
+            addresses: request.addresses.map(TryInto::try_into).transpose()?.unwrap_or_default(),
             version: bounded(request.version, 64, "a version")?,
+            token: request.token.map(TryInto::try_into).transpose()?,
+            certificate_request: Some(request.certificate_request).filter(|request| !request.is_empty()),
+        })
+    }
+}
+
+impl TryFrom<proto::RenewRequest> for Renewer {
+    type Error = Malformed;
+
+    fn try_from(request: proto::RenewRequest) -> Result<Self, Malformed> {
+        Ok(Self {
+            service: request.service_id.parse()?,
+            addresses: request.addresses.map(TryInto::try_into).transpose()?.unwrap_or_default(),
+            certificate_request: request.certificate_request,
         })
     }
 }
@@ -311,65 +173,22 @@ impl From<Downward> for proto::ManagerMessage {
                 lease_ms: millis(welcome.lease),
                 managers: welcome.managers,
             }),
-            Downward::Complete { set, partial, results_in } => Down::Assignments(proto::Assignments {
-                partial,
-                r#type: number::<proto::assignments::Type>(proto::assignments::Type::Complete),
-                results_in: results_in.0,
-                pools: set.pools.values().map(Into::into).collect(),
-                volumes: set.volumes.values().map(Into::into).collect(),
-                ..Default::default()
-            }),
+            Downward::Complete { set, partial, results_in } => Down::Assignments(complete(&set, partial, results_in)),
             Downward::Incremental { changes, applies_to, results_in } => {
-                let mut message = proto::Assignments {
-                    r#type: number::<proto::assignments::Type>(proto::assignments::Type::Incremental),
-                    applies_to: applies_to.0,
-                    results_in: results_in.0,
-                    ..Default::default()
-                };
-                for change in &changes {
-                    match change {
-                        Change::Put(Assigned::Pool(pool)) => message.pools.push(pool.into()),
-                        Change::Put(Assigned::Volume(volume)) => message.volumes.push(volume.into()),
-                        Change::DropPool(id) => message.dropped_pools.push(id.to_string()),
-                        Change::DropVolume(id) => message.dropped_volumes.push(id.to_string()),
-                    }
-                }
-                Down::Assignments(message)
+                Down::Assignments(incremental(&changes, applies_to, results_in))
             }
             Downward::HeartbeatAck => Down::HeartbeatAck(proto::HeartbeatAck {}),
             Downward::ReportsAck { sequence } => Down::ReportsAck(proto::ReportsAck { sequence }),
             Downward::InventoryRequest { nonce } => Down::InventoryRequest(proto::InventoryRequest { nonce }),
             Downward::Managers(managers) => Down::Managers(proto::Managers { managers }),
+            Downward::Trust(trust) => Down::Trust(proto::Trust {
+                roots: trust.roots,
+                revoked: trust.revoked.iter().map(ToString::to_string).collect(),
+                signing: trust.signing,
+            }),
             Downward::Removed => Down::Removed(proto::Removed {}),
         };
         Self { message: Some(message) }
-    }
-}
-
-fn assignments(message: proto::Assignments) -> Result<Downward, Malformed> {
-    let results_in = Step(message.results_in);
-    let pools = message.pools.into_iter().map(PoolAssignment::try_from).collect::<Result<Vec<_>, _>>()?;
-    let volumes = message.volumes.into_iter().map(VolumeAssignment::try_from).collect::<Result<Vec<_>, _>>()?;
-    match proto::assignments::Type::try_from(message.r#type)? {
-        proto::assignments::Type::Unspecified => Err(Malformed::missing("the type of assignments")),
-        proto::assignments::Type::Complete => {
-            let set = AssignmentSet {
-                pools: pools.into_iter().map(|pool| (pool.id, pool)).collect(),
-                volumes: volumes.into_iter().map(|volume| (volume.id, volume)).collect(),
-            };
-            Ok(Downward::Complete { set, partial: message.partial, results_in })
-        }
-        proto::assignments::Type::Incremental => {
-            let mut changes: Changes = pools.into_iter().map(|pool| Change::Put(Assigned::Pool(pool))).collect();
-            changes.extend(volumes.into_iter().map(|volume| Change::Put(Assigned::Volume(volume))));
-            for id in message.dropped_volumes {
-                changes.push(Change::DropVolume(id.parse()?));
-            }
-            for id in message.dropped_pools {
-                changes.push(Change::DropPool(id.parse()?));
-            }
-            Ok(Downward::Incremental { changes, applies_to: Step(message.applies_to), results_in })
-        }
     }
 }
 
@@ -384,11 +203,16 @@ impl TryFrom<proto::ManagerMessage> for Downward {
                 lease: period(welcome.lease_ms, "lease")?,
                 managers: welcome.managers,
             }),
-            Down::Assignments(message) => assignments(message)?,
+            Down::Assignments(message) => message.try_into()?,
             Down::HeartbeatAck(proto::HeartbeatAck {}) => Downward::HeartbeatAck,
             Down::ReportsAck(ack) => Downward::ReportsAck { sequence: ack.sequence },
             Down::InventoryRequest(request) => Downward::InventoryRequest { nonce: request.nonce },
             Down::Managers(message) => Downward::Managers(message.managers),
+            Down::Trust(trust) => Downward::Trust(Trust {
+                roots: trust.roots,
+                revoked: trust.revoked.iter().map(|id| bearer(id)).collect::<Result<_, _>>()?,
+                signing: bounded(trust.signing, 128, "a fingerprint")?,
+            }),
             Down::Removed(proto::Removed {}) => Downward::Removed,
         })
     }
@@ -397,6 +221,7 @@ impl TryFrom<proto::ManagerMessage> for Downward {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Step;
     use proptest::prelude::*;
     use prost::Message;
 
@@ -422,7 +247,13 @@ mod tests {
             exported: true,
             damage: None,
         };
-        let reports = vec![Report::Pool(pool), Report::Volume(volume)];
+        let attachment = AttachmentReport {
+            id: AttachmentId::from_bytes([3; 16]),
+            generation: Generation::new(1),
+            in_force: Observed::Known(()),
+            failure: None,
+        };
+        let reports = vec![Report::Pool(pool), Report::Volume(volume), Report::Attachment(attachment)];
         vec![
             Upward::Heartbeat,
             Upward::Reports { sequence: 7, reports },
@@ -438,10 +269,15 @@ mod tests {
             let decoded = proto::ServiceMessage::decode(&bytes[..]).unwrap();
             assert_eq!(Upward::try_from(decoded), Ok(message));
         }
-        let changes = vec![Change::DropPool(PoolId::from_bytes([4; 16]))];
+        let changes = vec![Change::Drop(AssignedId::Pool(PoolId::from_bytes([4; 16])))];
         for message in [
             Downward::Complete { set: AssignmentSet::default(), partial: true, results_in: Step(1) },
             Downward::Managers(vec!["127.0.0.1:1".into()]),
+            Downward::Trust(Trust {
+                roots: vec!["pem".into()],
+                revoked: [uuid::Uuid::from_bytes([9; 16])].into(),
+                signing: "ab".into(),
+            }),
             Downward::Incremental { changes, applies_to: Step(1), results_in: Step(2) },
             Downward::HeartbeatAck,
             Downward::ReportsAck { sequence: 9 },
@@ -449,6 +285,18 @@ mod tests {
         ] {
             let decoded = proto::ManagerMessage::from(message.clone());
             assert_eq!(Downward::try_from(decoded), Ok(message));
+        }
+    }
+
+    #[test]
+    fn a_truncated_secret_of_a_token_is_refused_and_not_repeated() {
+        let whole = "0f".repeat(32);
+        let proof =
+            |secret: &str| proto::TokenProof { id: TokenId::from_bytes([1; 16]).to_string(), secret: secret.into() };
+        assert_eq!(TokenProof::try_from(proof(&whole)).unwrap().secret.reveal(), &[0x0f; 32]);
+        for secret in ["", "0", &whole[..63], &whole[..62], &format!("{whole}00"), &whole.replace('f', "é")] {
+            let Malformed(reason) = TokenProof::try_from(proof(secret)).unwrap_err();
+            assert!(secret.len() < 2 || !reason.contains(secret), "{reason}");
         }
     }
 

@@ -50,8 +50,9 @@ macro_rules! enumeration {
 enumeration!(ServiceType { Manager, Block });
 enumeration!(ServiceState { Joined, Ready, Down, Removed });
 enumeration!(Phase { Pending, Ready, Failed, Removing });
-enumeration!(Kind { Service, Pool, Volume });
-enumeration!(Protocol { Nbd, NbdUnix });
+enumeration!(Kind { Service, Pool, Volume, Attachment, Client, Token });
+enumeration!(ClientRole { Admin, Viewer, Data });
+enumeration!(Protocol { Nbd, NbdTls, NbdUnix });
 
 pub(super) fn enumerated<P, M>(number: i32) -> Result<M, Malformed>
 where
@@ -74,7 +75,7 @@ pub(super) fn bounded(text: String, limit: usize, what: &str) -> Result<String, 
     Ok(text)
 }
 
-fn required<T>(value: Option<T>, what: &str) -> Result<T, Malformed> {
+pub(super) fn required<T>(value: Option<T>, what: &str) -> Result<T, Malformed> {
     value.ok_or_else(|| Malformed::missing(what))
 }
 
@@ -140,6 +141,7 @@ impl From<&Service> for proto::Service {
                 addresses: Some((&status.addresses).into()),
                 version: status.version.clone(),
                 manager: status.manager.map(|id| id.to_string()),
+                certificate: status.certificate.as_ref().map(Into::into),
             }),
         }
     }
@@ -164,6 +166,7 @@ impl TryFrom<proto::Service> for Service {
                 addresses: status.addresses.map(TryInto::try_into).transpose()?.unwrap_or_default(),
                 version: status.version,
                 manager: status.manager.map(|id| id.parse()).transpose()?,
+                certificate: status.certificate.map(Into::into),
             },
         })
     }
@@ -314,6 +317,9 @@ impl From<&Object> for proto::Object {
             Object::Service(service) => proto::object::Object::Service(service.into()),
             Object::Pool(pool) => proto::object::Object::Pool(pool.into()),
             Object::Volume(volume) => proto::object::Object::Volume(volume.into()),
+            Object::Attachment(attachment) => proto::object::Object::Attachment(attachment.into()),
+            Object::Client(client) => proto::object::Object::Client(client.into()),
+            Object::Token(token) => proto::object::Object::Token(token.into()),
         };
         Self { object: Some(object) }
     }
@@ -327,19 +333,27 @@ impl TryFrom<proto::Object> for Object {
             proto::object::Object::Service(service) => Object::Service(service.try_into()?),
             proto::object::Object::Pool(pool) => Object::Pool(pool.try_into()?),
             proto::object::Object::Volume(volume) => Object::Volume(volume.try_into()?),
+            proto::object::Object::Attachment(attachment) => Object::Attachment(attachment.try_into()?),
+            proto::object::Object::Client(client) => Object::Client(client.try_into()?),
+            proto::object::Object::Token(token) => Object::Token(token.try_into()?),
         })
     }
 }
 
 impl From<ClusterSpec> for proto::ClusterSpec {
     fn from(spec: ClusterSpec) -> Self {
-        Self { heartbeat_ms: spec.heartbeat_ms, lease_ms: spec.lease_ms }
+        let certificate_lifetime_ms = spec.certificate_lifetime_ms;
+        Self { heartbeat_ms: spec.heartbeat_ms, lease_ms: spec.lease_ms, certificate_lifetime_ms }
     }
 }
 
 impl From<proto::ClusterSpec> for ClusterSpec {
     fn from(spec: proto::ClusterSpec) -> Self {
-        Self { heartbeat_ms: spec.heartbeat_ms, lease_ms: spec.lease_ms }
+        let certificate_lifetime_ms = match spec.certificate_lifetime_ms {
+            0 => Self::default().certificate_lifetime_ms,
+            given => given,
+        };
+        Self { heartbeat_ms: spec.heartbeat_ms, lease_ms: spec.lease_ms, certificate_lifetime_ms }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The manager's end of one session.
 
 use super::{Downward, Ended, Greeting, Step, Upward, Welcome};
-use crate::model::{AssignmentSet, Inventory, Report};
+use crate::model::{AssignmentSet, Inventory, Report, Trust};
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub enum ManagerEvent {
     },
     /// The managers of the cluster have changed.
     Managers(Vec<String>),
+    /// Whose certificates to believe has changed.
+    Trust(Trust),
     /// The reports of this sequence number are in the store.
     Committed {
         sequence: u64,
@@ -100,6 +102,10 @@ impl ManagerSide {
             ManagerEvent::Assigned { set, partial } => self.assign(set, partial),
             ManagerEvent::Managers(managers) => match self.state {
                 State::Open { .. } => vec![ManagerAction::Send(Downward::Managers(managers))],
+                _ => Vec::new(),
+            },
+            ManagerEvent::Trust(trust) => match self.state {
+                State::Open { .. } => vec![ManagerAction::Send(Downward::Trust(trust))],
                 _ => Vec::new(),
             },
             ManagerEvent::Committed { sequence } => self.acknowledge(sequence),

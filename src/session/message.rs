@@ -1,6 +1,6 @@
 //! What the two ends say to each other.
 
-use crate::model::{Addresses, AssignmentSet, Changes, ClusterId, Inventory, Report, ServiceId, SessionId};
+use crate::model::{Addresses, AssignmentSet, Changes, ClusterId, Inventory, Report, ServiceId, SessionId, Trust};
 use std::time::Duration;
 
 /// A position in a session's chain of assignment messages.
@@ -60,5 +60,7 @@ pub enum Downward {
     },
     /// `host:port` of every manager, as in [`Welcome`].
     Managers(Vec<String>),
+    /// Whose certificates to believe from now on.
+    Trust(Trust),
     Removed,
 }

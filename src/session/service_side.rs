@@ -1,7 +1,7 @@
 //! The block service's end of one session.
 
 use super::{Downward, Ended, Greeting, Step, Upward};
-use crate::model::{AssignmentSet, Changes, Inventory, PoolId, Report, VolumeId};
+use crate::model::{AssignedId, AssignmentSet, Changes, Inventory, Report, Trust};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ pub enum ServiceAction {
     Learn {
         managers: Vec<String>,
     },
+    /// Believe these from now on.
+    Believe(Trust),
     /// Hold exactly this from now on.
     Replace(AssignmentSet),
     Apply(Changes),
@@ -37,21 +39,6 @@ pub enum ServiceAction {
     },
     /// The session is over; nothing follows.
     End(Ended),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Subject {
-    Pool(PoolId),
-    Volume(VolumeId),
-}
-
-impl From<&Report> for Subject {
-    fn from(report: &Report) -> Self {
-        match report {
-            Report::Pool(pool) => Subject::Pool(pool.id),
-            Report::Volume(volume) => Subject::Volume(volume.id),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -69,7 +56,7 @@ pub struct ServiceSide {
     /// When the last heartbeat went out. Other messages do not replace one: it is what renews the lease.
     beaten: Instant,
     /// Reports not yet sent.
-    pending: BTreeMap<Subject, Report>,
+    pending: BTreeMap<AssignedId, Report>,
     /// The batch that is sent and not acknowledged.
     unacknowledged: Option<u64>,
     sequence: u64,
@@ -110,7 +97,7 @@ impl ServiceSide {
                 self.receive(message)
             }
             ServiceEvent::Report(reports) => {
-                self.pending.extend(reports.into_iter().map(|report| (Subject::from(&report), report)));
+                self.pending.extend(reports.into_iter().map(|report| (report.id(), report)));
                 Vec::new()
             }
             ServiceEvent::Inventory { nonce, inventory } => match self.state {
@@ -142,6 +129,7 @@ impl ServiceSide {
                 }
             }
             (State::Open { .. }, Downward::Managers(managers)) => vec![ServiceAction::Learn { managers }],
+            (State::Open { .. }, Downward::Trust(trust)) => vec![ServiceAction::Believe(trust)],
             (State::Open { step, .. }, Downward::Incremental { changes, applies_to, results_in }) => {
                 if *step != Some(applies_to) || results_in <= applies_to {
                     return self.fault("a gap in the chain of assignments");

@@ -52,6 +52,7 @@ struct World {
     held: AssignmentSet,
     committed: Vec<Report>,
     keep_alives: usize,
+    believed: Option<Trust>,
     ends: Vec<Ended>,
 }
 
@@ -67,6 +68,7 @@ impl World {
             held: AssignmentSet::default(),
             committed: vec![],
             keep_alives: 0,
+            believed: None,
             ends: vec![],
         };
         world.service_does(actions);
@@ -87,6 +89,7 @@ impl World {
                     let actions = self.service.handle(answer, self.now);
                     self.service_does(actions);
                 }
+                ServiceAction::Believe(trust) => self.believed = Some(trust),
                 ServiceAction::Opened | ServiceAction::Learn { .. } => {}
                 ServiceAction::End(reason) => self.ends.push(reason),
             }
@@ -240,6 +243,17 @@ fn only_the_latest_report_of_an_object_is_sent_and_one_batch_at_a_time() {
     assert_eq!(service.handle(ServiceEvent::Report(vec![report(2, 1)]), now), []);
     let actions = service.handle(ServiceEvent::Received(Downward::ReportsAck { sequence: 1 }), now);
     assert_eq!(actions, [ServiceAction::Send(Upward::Reports { sequence: 2, reports: vec![report(2, 1)] })]);
+}
+
+#[test]
+fn whose_certificates_to_believe_is_said_once_the_session_is_open() {
+    let mut world = World::open(AssignmentSet::default());
+    let trust = Trust { roots: vec!["pem".into()], revoked: Default::default(), signing: "ab".into() };
+    let actions = world.manager.handle(ManagerEvent::Trust(trust.clone()), world.now);
+    world.manager_does(actions);
+    assert_eq!(world.believed, Some(trust.clone()));
+    let actions = ManagerSide::new(world.now).handle(ManagerEvent::Trust(trust), world.now);
+    assert_eq!(actions, [], "nobody is there to be told");
 }
 
 proptest! {
