@@ -97,12 +97,17 @@ fn compare_views(stored: &View, live: &View, revision: Revision, faults: &mut Ve
     tables::<Session>(stored, live, revision, faults);
     tables::<Pool>(stored, live, revision, faults);
     tables::<Volume>(stored, live, revision, faults);
+    tables::<Attachment>(stored, live, revision, faults);
+    tables::<Client>(stored, live, revision, faults);
+    tables::<Token>(stored, live, revision, faults);
+    tables::<Event>(stored, live, revision, faults);
 }
 
 /// Rules that hold within any one revision of the store.
 fn check_state(view: &View, findings: &mut Findings) {
     let faults = &mut findings.faults;
-    findings.objects = view.services.len() + view.pools.len() + view.volumes.len();
+    findings.objects = view.services.len() + view.pools.len() + view.volumes.len() + view.attachments.len();
+    findings.objects += view.clients.len() + view.tokens.len();
     faults.extend(view.unreadable.iter().map(|(key, reason)| format!("{key} cannot be read: {reason}")));
     let mut expected = BTreeMap::new();
     let mut promised: BTreeMap<PoolId, ByteSize> = BTreeMap::new();
@@ -142,6 +147,12 @@ fn check_state(view: &View, findings: &mut Findings) {
             _ => faults.push(format!("pool '{name}' is on service {}, which is no member", pool.spec.service)),
         }
     }
+    // The name of a removed client is free at once.
+    let clients = view.clients.values().map(|client| &client.value.meta).filter(|meta| !meta.is_removed());
+    expected.extend(clients.map(|meta| ((Kind::Client, meta.name.clone()), meta.id.to_string())));
+    let tokens = view.tokens.values().map(|token| &token.value.meta);
+    expected.extend(tokens.map(|meta| ((Kind::Token, meta.name.clone()), meta.id.to_string())));
+    check_attachments(view, faults);
     for ((kind, name), id) in &expected {
         match view.names.get(&(*kind, name.clone())) {
             Some(held) if *held.value == *id => {}
@@ -155,6 +166,42 @@ fn check_state(view: &View, findings: &mut Findings) {
         match view.get::<Service>(session.value.service) {
             Some(service) if !service.meta.is_removed() => {}
             _ => faults.push(format!("session {} belongs to a service that is no member", session.value.id)),
+        }
+    }
+}
+
+/// Who may use which volume: an exclusive client is alone, and let in where the volume is.
+fn check_attachments(view: &View, faults: &mut Vec<String>) {
+    let mut by_volume: BTreeMap<VolumeId, Vec<&Attachment>> = BTreeMap::new();
+    for held in view.attachments.values().map(|held| &*held.value) {
+        by_volume.entry(held.spec.volume).or_default().push(held);
+        let label = held.label();
+        let client = view.get::<Client>(held.spec.client);
+        if client.is_none_or(|client| client.meta.is_removed()) && !held.meta.is_removed() {
+            faults.push(format!("attachment '{label}' belongs to client {}, which does not live", held.spec.client));
+        }
+        let Some(volume) = view.get::<Volume>(held.spec.volume) else {
+            faults.push(format!("attachment '{label}' is to volume {}, which does not exist", held.spec.volume));
+            continue;
+        };
+        if volume.meta.name != held.spec.volume_name {
+            faults.push(format!("attachment '{label}' calls volume '{}' by another name", volume.meta.name));
+        }
+        if volume.meta.is_removed() && !held.meta.is_removed() {
+            faults.push(format!("attachment '{label}' is to a volume that is being removed"));
+        }
+        let replicas: BTreeSet<ServiceId> = volume.status.placement.iter().map(|replica| replica.service).collect();
+        let holders: BTreeSet<ServiceId> = held.status.placement.iter().copied().collect();
+        // One that ends leaves its services one by one.
+        let fits = if held.meta.is_removed() { holders.is_subset(&replicas) } else { holders == replicas };
+        if !fits || holders.is_empty() {
+            faults.push(format!("attachment '{label}' and its volume are on different services"));
+        }
+    }
+    for held in by_volume.into_values().filter(|held| held.len() > 1) {
+        if let Some(alone) = held.iter().find(|held| !held.spec.shared) {
+            let (label, others) = (alone.label(), held.len() - 1);
+            faults.push(format!("attachment '{label}' is exclusive, but its volume has {others} more"));
         }
     }
 }

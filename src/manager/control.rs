@@ -1,12 +1,14 @@
 //! What operators ask: thin translations between gRPC and plans, lookups and watches.
 
+use super::audit::author;
+use super::draft::Draft;
 use super::plan;
 use super::refusal::Refusal;
 use super::view::{Stored, View};
-use super::{Manager, Stage, check, dispatcher, enrollment};
+use super::{Manager, Stage, access, check, dispatcher, enrollment, events};
 use crate::manager::member::Member;
 use crate::model::*;
-use crate::rpc::{Fault, FaultKind, Malformed, Peer, proto};
+use crate::rpc::{Caller, Fault, FaultKind, Malformed, Peer, proto};
 use proto::{control_server::Control, dispatcher_server::Dispatcher, enrollment_server::Enrollment};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -46,14 +48,23 @@ fn find(view: &View, kind: Kind, reference: &str) -> Result<Object, Refusal> {
     let missing = || Refusal::NoSuch { kind, reference: reference.chars().take(80).collect() };
     let found = match kind {
         Kind::Service => view.get(plan::find_service(view, reference)?).cloned().map(Object::Service),
-        Kind::Pool => {
-            plan::resolve::<Pool>(view, reference).and_then(|id| view.get::<Pool>(id)).cloned().map(Object::Pool)
+        Kind::Pool => named(view, reference, Object::Pool),
+        Kind::Volume => named(view, reference, Object::Volume),
+        Kind::Attachment => {
+            let id = plan::resolve_attachment(view, reference);
+            id.and_then(|id| view.get::<Attachment>(id)).cloned().map(Object::Attachment)
         }
-        Kind::Volume => {
-            plan::resolve::<Volume>(view, reference).and_then(|id| view.get::<Volume>(id)).cloned().map(Object::Volume)
-        }
+        Kind::Client => named(view, reference, Object::Client),
+        Kind::Token => named(view, reference, Object::Token),
     };
     found.ok_or_else(missing)
+}
+
+fn named<T: plan::Named>(view: &View, reference: &str, wrap: impl Fn(T) -> Object) -> Option<Object>
+where
+    T::Id: std::str::FromStr,
+{
+    plan::resolve::<T>(view, reference).and_then(|id| view.get::<T>(id)).cloned().map(wrap)
 }
 
 /// Up to `limit` objects of a table that follow `after`.
@@ -63,9 +74,20 @@ fn page<T: Stored>(
     limit: usize,
     wrap: impl Fn(T) -> Object,
 ) -> (Vec<proto::Object>, bool) {
+    page_where(view, after, limit, wrap, |_| true)
+}
+
+fn page_where<T: Stored>(
+    view: &View,
+    after: Option<T::Id>,
+    limit: usize,
+    wrap: impl Fn(T) -> Object,
+    wanted: impl Fn(&T) -> bool,
+) -> (Vec<proto::Object>, bool) {
     use std::ops::Bound;
     let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-    let mut rest = T::table(view).range((from, Bound::Unbounded)).map(|(_, held)| &*held.value);
+    let rest = T::table(view).range((from, Bound::Unbounded)).map(|(_, held)| &*held.value);
+    let mut rest = rest.filter(|value| wanted(value));
     let objects = rest.by_ref().take(limit).map(|value| (&wrap(value.clone())).into()).collect();
     (objects, rest.next().is_some())
 }
@@ -77,16 +99,26 @@ fn token<I: std::str::FromStr>(text: &str) -> Result<Option<I>, Status> {
     text.parse().map(Some).map_err(|_| Status::invalid_argument("the page token is not one of ours"))
 }
 
+impl Face {
+    /// Who is to act, and on whose behalf.
+    fn acting<T>(&self, request: &Request<T>) -> Result<(Arc<Member>, Author), Fault> {
+        let member = self.0.member()?;
+        let author = author(request, Some(&member.view.read()));
+        Ok((member, author))
+    }
+}
+
 #[tonic::async_trait]
 impl Control for Face {
     async fn init_cluster(&self, request: Request<proto::InitClusterRequest>) -> Answer<proto::InitClusterResponse> {
+        let author = author(&request, None);
         let request = request.into_inner();
         let name = parsed(request.name.as_deref().unwrap_or("symphony").parse::<Name>())?;
         let spec = request.spec.map(ClusterSpec::from).unwrap_or_default();
         if let Some(fault) = spec.fault() {
             return Err(Status::invalid_argument(fault));
         }
-        let (member, created) = self.0.init(name, spec).await?;
+        let (member, created) = self.0.init(name, spec, author).await?;
         Ok(Response::new(proto::InitClusterResponse {
             cluster_id: member.cluster.meta.id.to_string(),
             cluster_name: member.cluster.meta.name.to_string(),
@@ -141,6 +173,20 @@ impl Control for Face {
             Kind::Service => page(&view, token(after)?, limit, Object::Service),
             Kind::Pool => page(&view, token(after)?, limit, Object::Pool),
             Kind::Volume => page(&view, token(after)?, limit, Object::Volume),
+            Kind::Attachment => {
+                let volume = match optional(&request.volume) {
+                    Some(reference) => {
+                        let missing =
+                            || Refusal::NoSuch { kind: Kind::Volume, reference: reference.chars().take(80).collect() };
+                        Some(plan::resolve::<Volume>(&view, &reference).ok_or_else(missing)?)
+                    }
+                    None => None,
+                };
+                let wanted = |held: &Attachment| volume.is_none_or(|volume| held.spec.volume == volume);
+                page_where(&view, token(after)?, limit, Object::Attachment, wanted)
+            }
+            Kind::Client => page(&view, token(after)?, limit, Object::Client),
+            Kind::Token => page(&view, token(after)?, limit, Object::Token),
         };
         drop(view);
         let last = objects.last().cloned().filter(|_| more);
@@ -155,21 +201,23 @@ impl Control for Face {
 
     async fn watch(&self, request: Request<proto::GetRequest>) -> Answer<Self::WatchStream> {
         let member = self.0.member()?;
+        let caller = peer_of(&request)?.caller().clone();
         let request = request.into_inner();
         let kind = malformed(kind_of(request.kind))?;
         let object = find(&member.view.read(), kind, &request.reference)?;
         let (sender, receiver) = mpsc::channel(4);
         let id = object.id();
-        member.group.spawn_until_end(watch_object(member.clone(), kind, id, sender));
+        member.group.spawn_until_end(watch_object(member.clone(), caller, kind, id, sender));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn remove_service(&self, request: Request<proto::RemoveServiceRequest>) -> Answer<proto::Object> {
-        let member = self.0.member()?;
+        let (member, author) = self.acting(&request)?;
         let request = request.into_inner();
         let id = plan::find_service(&member.view.read(), &request.id)?;
         let removed = loop {
-            let plan = move |draft: &mut super::draft::Draft<'_>| plan::remove_service(draft, id, request.lost);
+            let author = author.clone();
+            let plan = move |draft: &mut Draft<'_>| plan::remove_service(draft, &author, id, request.lost);
             if let Some(removed) = member.writer.write(plan).await? {
                 break removed;
             }
@@ -179,47 +227,100 @@ impl Control for Face {
     }
 
     async fn create_pool(&self, request: Request<proto::CreatePoolRequest>) -> Answer<proto::Object> {
-        let member = self.0.member()?;
+        let (member, author) = self.acting(&request)?;
         let request = request.into_inner();
         let name = parsed(request.name.parse::<Name>())?;
         let driver = request.driver.ok_or_else(|| Status::invalid_argument("a pool needs a driver"))?;
         let driver = malformed(Driver::try_from(driver))?;
         let (id, service) = (PoolId::generate(), optional(&request.service));
         let plan =
-            move |draft: &mut super::draft::Draft<'_>| plan::create_pool(draft, id, &name, service.as_deref(), &driver);
+            move |draft: &mut Draft<'_>| plan::create_pool(draft, &author, id, &name, service.as_deref(), &driver);
         answer(&Object::Pool(member.writer.write(plan).await?))
     }
 
     async fn remove_pool(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
-        let member = self.0.member()?;
+        let (member, author) = self.acting(&request)?;
         let reference = request.into_inner().reference;
-        let pool = member.writer.write(move |draft| plan::remove_pool(draft, &reference)).await?;
+        let pool = member.writer.write(move |draft| plan::remove_pool(draft, &author, &reference)).await?;
         answer(&Object::Pool(pool))
     }
 
     async fn create_volume(&self, request: Request<proto::CreateVolumeRequest>) -> Answer<proto::Object> {
-        let member = self.0.member()?;
+        let (member, author) = self.acting(&request)?;
         let request = request.into_inner();
         let name = parsed(request.name.parse::<Name>())?;
         let (id, size, pool) = (VolumeId::generate(), ByteSize::bytes(request.size), optional(&request.pool));
-        let plan =
-            move |draft: &mut super::draft::Draft<'_>| plan::create_volume(draft, id, &name, size, pool.as_deref());
+        let plan = move |draft: &mut Draft<'_>| plan::create_volume(draft, &author, id, &name, size, pool.as_deref());
         answer(&Object::Volume(member.writer.write(plan).await?))
     }
 
     async fn resize_volume(&self, request: Request<proto::ResizeVolumeRequest>) -> Answer<proto::Object> {
-        let member = self.0.member()?;
+        let (member, author) = self.acting(&request)?;
         let proto::ResizeVolumeRequest { reference, size } = request.into_inner();
-        let plan =
-            move |draft: &mut super::draft::Draft<'_>| plan::resize_volume(draft, &reference, ByteSize::bytes(size));
+        let size = ByteSize::bytes(size);
+        let plan = move |draft: &mut Draft<'_>| plan::resize_volume(draft, &author, &reference, size);
         answer(&Object::Volume(member.writer.write(plan).await?))
     }
 
     async fn remove_volume(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
-        let member = self.0.member()?;
+        let (member, author) = self.acting(&request)?;
         let reference = request.into_inner().reference;
-        let volume = member.writer.write(move |draft| plan::remove_volume(draft, &reference)).await?;
+        let volume = member.writer.write(move |draft| plan::remove_volume(draft, &author, &reference)).await?;
         answer(&Object::Volume(volume))
+    }
+
+    async fn attach_volume(&self, request: Request<proto::AttachVolumeRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let proto::AttachVolumeRequest { volume, client, read_only, shared } = request.into_inner();
+        let (id, access) = (AttachmentId::generate(), plan::Access { volume, client, read_only, shared });
+        let plan = move |draft: &mut Draft<'_>| plan::attach_volume(draft, &author, id, &access);
+        answer(&Object::Attachment(member.writer.write(plan).await?))
+    }
+
+    async fn detach_volume(&self, request: Request<proto::DetachVolumeRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let proto::DetachVolumeRequest { volume, client } = request.into_inner();
+        let plan = move |draft: &mut Draft<'_>| plan::detach_volume(draft, &author, &volume, &client);
+        answer(&Object::Attachment(member.writer.write(plan).await?))
+    }
+
+    async fn create_token(&self, request: Request<proto::CreateTokenRequest>) -> Answer<proto::CreateTokenResponse> {
+        let (member, author) = self.acting(&request)?;
+        access::create_token(&member, author, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn revoke_token(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        access::revoke_token(&member, author, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn create_client(&self, request: Request<proto::CreateClientRequest>) -> Answer<proto::CreateClientResponse> {
+        let (member, author) = self.acting(&request)?;
+        access::create_client(&member, author, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn remove_client(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        access::remove_client(&member, author, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_authority(&self, _request: Request<proto::GetAuthorityRequest>) -> Answer<proto::Authority> {
+        access::get_authority(&*self.0.member()?).map(Response::new)
+    }
+
+    async fn rotate_authority(&self, request: Request<proto::RotateAuthorityRequest>) -> Answer<proto::Authority> {
+        let (member, author) = self.acting(&request)?;
+        access::rotate_authority(&member, author, request.into_inner()).await.map(Response::new)
+    }
+
+    type EventsStream = ReceiverStream<Result<proto::Event, Status>>;
+
+    async fn events(&self, request: Request<proto::EventsRequest>) -> Answer<Self::EventsStream> {
+        let member = self.0.member()?;
+        let proto::EventsRequest { since, follow } = request.into_inner();
+        let (sender, receiver) = mpsc::channel(64);
+        member.group.spawn_until_end(events::tell(member.clone(), Timestamp::from_millis(since), follow, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn check(&self, _request: Request<proto::CheckRequest>) -> Answer<proto::CheckResponse> {
@@ -237,6 +338,7 @@ impl Control for Face {
 /// Sends an object now and after every change until it is gone or nobody listens.
 async fn watch_object(
     member: Arc<Member>,
+    caller: Caller,
     kind: Kind,
     id: String,
     sender: mpsc::Sender<Result<proto::WatchResponse, Status>>,
@@ -245,6 +347,12 @@ async fn watch_object(
     let mut last = None;
     loop {
         changes.mark_unchanged();
+        if let Some(refusal) = member.dismisses(&caller) {
+            if sender.send(Err(refusal.into())).await.is_err() {
+                tracing::debug!("a revoked caller does not hear why its watch ends");
+            }
+            return;
+        }
         let object = find(&member.view.read(), kind, &id).ok();
         if last.as_ref() != Some(&object) {
             let response = proto::WatchResponse { object: object.as_ref().map(Into::into) };
@@ -263,9 +371,22 @@ async fn watch_object(
 #[tonic::async_trait]
 impl Enrollment for Face {
     async fn join(&self, request: Request<proto::JoinRequest>) -> Answer<proto::JoinResponse> {
-        let member = self.0.member()?;
-        enrollment::join(&member, request.into_inner()).await.map(Response::new)
+        let (member, author) = self.acting(&request)?;
+        let peer = peer_of(&request)?;
+        enrollment::join(&member, author, peer.caller(), request.into_inner()).await.map(Response::new)
     }
+
+    async fn renew(&self, request: Request<proto::RenewRequest>) -> Answer<proto::RenewResponse> {
+        let member = self.0.member()?;
+        let peer = peer_of(&request)?;
+        enrollment::renew(&member, peer.caller(), &peer.peer, request.into_inner()).await.map(Response::new)
+    }
+}
+
+/// Where a request comes from; the listener says so of every one.
+fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let unknown = || Status::permission_denied("this connection says nothing of its peer");
+    request.extensions().get::<Peer>().cloned().ok_or_else(unknown)
 }
 
 #[tonic::async_trait]
@@ -274,7 +395,7 @@ impl Dispatcher for Face {
 
     async fn session(&self, request: Request<Streaming<proto::ServiceMessage>>) -> Answer<Self::SessionStream> {
         let member = self.0.member()?;
-        let peer = request.extensions().get::<Peer>().map_or_else(String::new, |peer| peer.peer.clone());
+        let peer = peer_of(&request)?;
         let (sender, receiver) = mpsc::channel(64);
         let inbound = request.into_inner();
         let group = member.group.clone();

@@ -4,8 +4,9 @@ use super::member::Member;
 use super::plan;
 use super::refusal::Refusal;
 use crate::discovery::Presence;
-use crate::model::{Inventory, Report, Service, ServiceId, ServiceType, Session, SessionId};
-use crate::rpc::{Malformed, proto};
+use crate::model::{Inventory, Report, Service, ServiceId, ServiceType, Session, SessionId, Trust};
+use crate::pki::Role;
+use crate::rpc::{Caller, Malformed, Peer, proto};
 use crate::session::{Downward, Ended, Greeting, ManagerAction, ManagerEvent, ManagerSide, Upward, Welcome};
 use crate::store::{Key, StoreError};
 use std::collections::{HashMap, VecDeque};
@@ -71,10 +72,13 @@ struct Open {
     renewed: Instant,
     /// What the service was last told of managers.
     managers: Vec<String>,
+    /// What it was last told of certificates.
+    trust: Option<Trust>,
 }
 
 struct Driver {
     member: Arc<Member>,
+    peer: Peer,
     core: ManagerSide,
     outbound: Outbound,
     open: Option<Open>,
@@ -88,10 +92,11 @@ struct Driver {
 }
 
 /// Holds one session from Hello to its end.
-pub async fn hold(member: Arc<Member>, inbound: Streaming<proto::ServiceMessage>, outbound: Outbound, peer: String) {
+pub async fn hold(member: Arc<Member>, inbound: Streaming<proto::ServiceMessage>, outbound: Outbound, peer: Peer) {
     let core = ManagerSide::new(Instant::now());
     let mut driver = Driver {
         member,
+        peer,
         core,
         outbound,
         open: None,
@@ -103,7 +108,7 @@ pub async fn hold(member: Arc<Member>, inbound: Streaming<proto::ServiceMessage>
         nonce: 0,
     };
     let (reason, release) = driver.run(inbound).await;
-    driver.end(&peer, &reason, release).await;
+    driver.end(&reason, release).await;
 }
 
 /// Completes when the future in `slot` does, and never while there is none.
@@ -152,7 +157,13 @@ impl Driver {
                 },
                 (sequence, committed) = finished(&mut self.commit) => match committed {
                     Ok(()) => vec![ManagerEvent::Committed { sequence }],
-                    Err(refusal) => return (Ended::Refused(refusal.to_string()), false),
+                    Err(refusal) => {
+                        if let Refusal::NotYours { .. } = refusal {
+                            let caller = self.peer.caller();
+                            tracing::warn!(peer = %self.peer.peer, %caller, %refusal, "a forged report was refused");
+                        }
+                        return (Ended::Refused(refusal.to_string()), false);
+                    }
                 },
                 renewed = finished(&mut self.renewal) => match renewed {
                     Err(error @ StoreError::LeaseGone(_)) => return (Ended::Refused(error.to_string()), false),
@@ -187,8 +198,11 @@ impl Driver {
             }
             while let Some(action) = actions.pop_front() {
                 match self.perform(action).await {
-                    Ok(Some(event)) => actions.extend(self.core.handle(event, Instant::now())),
-                    Ok(None) => {}
+                    Ok(events) => {
+                        for event in events {
+                            actions.extend(self.core.handle(event, Instant::now()));
+                        }
+                    }
                     Err(end) => return end,
                 }
             }
@@ -212,13 +226,20 @@ impl Driver {
             open.managers.clone_from(&managers);
             events.push(ManagerEvent::Managers(managers));
         }
+        // Without an authority to be read, what was said last holds on.
+        if let Some(trust) = view.trust()
+            && open.trust.as_ref() != Some(&trust)
+        {
+            open.trust = Some(trust.clone());
+            events.push(ManagerEvent::Trust(trust));
+        }
         Ok(events)
     }
 
-    /// Performs one action; may answer with the event that follows from it.
-    async fn perform(&mut self, action: ManagerAction) -> Result<Option<ManagerEvent>, (Ended, bool)> {
+    /// Performs one action; may answer with the events that follow from it.
+    async fn perform(&mut self, action: ManagerAction) -> Result<Vec<ManagerEvent>, (Ended, bool)> {
         match action {
-            ManagerAction::Admit(greeting) => return Ok(Some(self.admit(greeting).await)),
+            ManagerAction::Admit(greeting) => return Ok(self.admit(greeting).await),
             ManagerAction::Send(message) => self.send(message).await?,
             ManagerAction::KeepAlive => {
                 if let (Some(open), None) = (&self.open, &self.renewal) {
@@ -243,7 +264,7 @@ impl Driver {
             }
             ManagerAction::End { reason, release } => return Err((reason, release)),
         }
-        Ok(None)
+        Ok(Vec::new())
     }
 
     async fn send(&mut self, message: Downward) -> Result<(), (Ended, bool)> {
@@ -260,15 +281,22 @@ impl Driver {
         self.open.as_ref().is_some_and(|open| open.renewed.elapsed() >= self.member.cluster.spec.lease())
     }
 
-    async fn admit(&mut self, greeting: Greeting) -> ManagerEvent {
+    async fn admit(&mut self, greeting: Greeting) -> Vec<ManagerEvent> {
+        let claimed = greeting.service;
         match self.try_admit(greeting).await {
-            Ok(event) => event,
-            Err(refusal @ Refusal::NotMember(_)) => ManagerEvent::Unknown(refusal.to_string()),
-            Err(refusal) => ManagerEvent::Refused(refusal.to_string()),
+            Ok(events) => events,
+            Err(refusal @ Refusal::NotMember(_)) => vec![ManagerEvent::Unknown(refusal.to_string())],
+            Err(refusal) => {
+                if let Refusal::Denied(_) = refusal {
+                    let Peer { peer, .. } = &self.peer;
+                    tracing::warn!(%peer, caller = %self.peer.caller(), %claimed, "a forged greeting was refused");
+                }
+                vec![ManagerEvent::Refused(refusal.to_string())]
+            }
         }
     }
 
-    async fn try_admit(&mut self, greeting: Greeting) -> Result<ManagerEvent, Refusal> {
+    async fn try_admit(&mut self, greeting: Greeting) -> Result<Vec<ManagerEvent>, Refusal> {
         let (member, service) = (&self.member, greeting.service);
         if greeting.cluster != member.cluster.meta.id {
             return Err(Refusal::Precondition(format!("this manager belongs to cluster {}", member.cluster.meta.id)));
@@ -277,8 +305,9 @@ impl Driver {
         // tombstone that was read may tell a service that it is removed.
         let entry = member.store.get(&Key::service(service)).await?.ok_or(Refusal::NotMember(service))?;
         let record: Service = crate::store::decode(&entry)?;
+        speaks_for(self.peer.caller(), &record)?;
         if record.meta.is_removed() {
-            return Ok(ManagerEvent::Removed);
+            return Ok(vec![ManagerEvent::Removed]);
         }
         if record.spec.service_type != ServiceType::Block {
             return Err(Refusal::Precondition(format!("service {service} is not a block service")));
@@ -303,16 +332,19 @@ impl Driver {
             managers: managers.clone(),
         };
         let (assignments, partial) = (view.assignments(service), view.is_partial());
+        let trust = view.trust();
         drop(view);
         tracing::info!(%service, session = %session.id, "a block service is connected");
-        self.open = Some(Open { session, presence: Arc::new(presence), renewed: Instant::now(), managers });
-        Ok(ManagerEvent::Admitted { welcome, assignments, partial })
+        let mut events = vec![ManagerEvent::Admitted { welcome, assignments, partial }];
+        events.extend(trust.clone().map(ManagerEvent::Trust));
+        self.open = Some(Open { session, presence: Arc::new(presence), renewed: Instant::now(), managers, trust });
+        Ok(events)
     }
 
-    async fn end(mut self, peer: &str, reason: &Ended, release: bool) {
+    async fn end(mut self, reason: &Ended, release: bool) {
         match &self.open {
             Some(open) => tracing::info!(service = %open.session.service, %reason, "a session ended"),
-            None => tracing::warn!(%peer, %reason, "a session was not admitted"),
+            None => tracing::warn!(peer = %self.peer.peer, %reason, "a session was not admitted"),
         }
         let status = match reason {
             Ended::Removed | Ended::Goodbye => None,
@@ -339,10 +371,69 @@ impl Driver {
     }
 }
 
+/// Whether `caller` may speak as the service of this record. A service with a certificate must show it: a peer on the
+/// manager's host may do what operators do, but not be a service that has a key of its own.
+fn speaks_for(caller: &Caller, record: &Service) -> Result<(), Refusal> {
+    let id = record.meta.id;
+    match caller {
+        Caller::Certified(bearer) if bearer.role == Role::Block && bearer.service_id() == Some(id) => Ok(()),
+        Caller::Certified(bearer) => Err(Refusal::Denied(format!("{bearer} may not open a session as service {id}"))),
+        // One that was removed is only told so.
+        Caller::Local { .. } if record.status.certificate.is_none() || record.meta.is_removed() => Ok(()),
+        Caller::Local { .. } => {
+            Err(Refusal::Denied(format!("service {id} has a certificate: it opens its sessions with it, over TLS")))
+        }
+        Caller::Anonymous => Err(Refusal::Denied(format!("a session as service {id} needs its certificate"))),
+        Caller::Refused(reason) => Err(Refusal::Denied(reason.clone())),
+    }
+}
+
 async fn commit(member: &Member, service: ServiceId, session: SessionId, reports: Vec<Report>) -> Result<(), Refusal> {
     for part in reports.chunks(REPORTS_AT_ONCE) {
         let part = part.to_vec();
         member.writer.write(move |draft| plan::take_reports(draft, service, session, &part)).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::enrollment::new_service;
+    use crate::model::{CertificateRecord, ClusterId, Timestamp};
+    use crate::pki::Bearer;
+
+    #[test]
+    fn a_forged_greeting_in_the_name_of_another_service_is_refused() {
+        let (id, cluster) = (ServiceId::generate(), ClusterId::generate());
+        let mut record = new_service(id, ServiceType::Block, "host".into(), "0".into(), Timestamp::EPOCH);
+        let certified = |role, id| Caller::Certified(Bearer { cluster, role, id });
+        let local = Caller::Local { who: "root".into() };
+        assert!(speaks_for(&local, &record).is_ok(), "it has no certificate to show yet");
+        record.status.certificate = Some(CertificateRecord {
+            public_key: "ab".into(),
+            expires_at: Timestamp::EPOCH,
+            root: "cd".into(),
+            names: Default::default(),
+        });
+        assert!(speaks_for(&certified(Role::Block, id.as_uuid()), &record).is_ok());
+        let other = ServiceId::generate().as_uuid();
+        let forgers = [
+            local,
+            Caller::Anonymous,
+            Caller::Refused("because".into()),
+            certified(Role::Block, other),
+            certified(Role::Manager, id.as_uuid()),
+            certified(Role::Admin, id.as_uuid()),
+            certified(Role::Data, id.as_uuid()),
+        ];
+        for forger in forgers {
+            assert!(matches!(speaks_for(&forger, &record), Err(Refusal::Denied(_))), "{forger}");
+        }
+        record.meta.bury(Timestamp::EPOCH);
+        assert!(
+            speaks_for(&Caller::Local { who: "root".into() }, &record).is_ok(),
+            "it must be told that it is removed"
+        );
+    }
 }

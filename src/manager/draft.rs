@@ -6,7 +6,8 @@
 
 use super::refusal::Refusal;
 use super::view::{Stored, View};
-use crate::model::{Kind, Name, Pool, Service, Session, Timestamp, Volume};
+use crate::model::{Attachment, Client, Event, EventId, Kind, Name, Pool, Service, Session, Timestamp, Token, Volume};
+use crate::pki::Authority;
 use crate::store::{Compare, Key, LeaseId, Op, Txn};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,11 @@ struct Overlay {
     sessions: Planned<Session>,
     pools: Planned<Pool>,
     volumes: Planned<Volume>,
+    attachments: Planned<Attachment>,
+    clients: Planned<Client>,
+    tokens: Planned<Token>,
+    events: Planned<Event>,
+    authority: Option<Arc<Authority>>,
     names: BTreeMap<(Kind, Name), Option<String>>,
     leases: BTreeMap<Key, LeaseId>,
     compares: BTreeMap<Key, Compare>,
@@ -29,6 +35,8 @@ pub struct Draft<'v> {
     view: &'v View,
     overlay: Overlay,
     pub now: Timestamp,
+    /// The identity of its first entry in the record of changes; further ones follow it.
+    first_event: EventId,
 }
 
 /// A point to which a draft can go back.
@@ -54,11 +62,15 @@ macro_rules! drafted {
         }
     )*};
 }
-drafted!(Service: services, Session: sessions, Pool: pools, Volume: volumes);
+drafted!(
+    Service: services, Session: sessions, Pool: pools, Volume: volumes,
+    Attachment: attachments, Client: clients, Token: tokens, Event: events
+);
 
 impl<'v> Draft<'v> {
-    pub fn new(view: &'v View, now: Timestamp) -> Self {
-        Self { view, overlay: Overlay::default(), now }
+    /// `first_event` must be new: entries in the record of changes take it and those that follow it.
+    pub fn new(view: &'v View, now: Timestamp, first_event: EventId) -> Self {
+        Self { view, overlay: Overlay::default(), now, first_event }
     }
 
     pub fn view(&self) -> &'v View {
@@ -113,6 +125,46 @@ impl<'v> Draft<'v> {
         T::planned(self).insert(value.id(), Some(Arc::new(value)));
     }
 
+    /// The cluster's authority as planned. The transaction fails if somebody else changes it meanwhile.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read.
+    pub fn authority(&mut self) -> Result<Arc<Authority>, Refusal> {
+        if let Some(planned) = &self.overlay.authority {
+            return Ok(planned.clone());
+        }
+        let held = self.view.authority.as_ref().ok_or_else(|| {
+            Refusal::Precondition("the cluster's authority cannot be read: see `symphony ctl check`".into())
+        })?;
+        let key = Key::authority(held.value.cluster());
+        self.overlay.compares.insert(key.clone(), Compare::Unchanged(key, held.revision));
+        Ok(held.value.clone())
+    }
+
+    /// Changes the authority that [`Self::authority`] gave.
+    pub fn put_authority(&mut self, authority: Authority) {
+        self.overlay.authority = Some(Arc::new(authority));
+    }
+
+    /// Puts an entry into the record of changes, in the transaction of the change itself; made of the identity it gets.
+    pub fn record(&mut self, entry: impl FnOnce(EventId) -> Event) {
+        let number = self.overlay.events.values().flatten().count() as u128;
+        let id = self.first_event.as_uuid().as_u128().wrapping_add(number);
+        let id = EventId::from_bytes(id.to_be_bytes());
+        self.overlay.events.insert(id, Some(Arc::new(entry(id))));
+    }
+
+    /// The attachments of a volume as planned, those that are to go included.
+    pub fn attachments_to(&self, volume: &Volume) -> Vec<Attachment> {
+        let planned = &self.overlay.attachments;
+        let services = volume.status.placement.iter().map(|replica| replica.service);
+        let old = services.flat_map(|service| self.view.attachments_of(service));
+        let old = old.filter(|held| !planned.contains_key(&held.meta.id));
+        let all = old.chain(planned.values().flatten().map(|planned| &**planned));
+        let held = all.filter(|held| held.spec.volume == volume.meta.id).map(|held| (held.meta.id, held.clone()));
+        held.collect::<BTreeMap<_, _>>().into_values().collect()
+    }
+
     pub fn delete<T: Drafted>(&mut self, id: T::Id) {
         self.guard::<T>(id);
         T::planned(self).insert(id, None);
@@ -160,7 +212,12 @@ impl<'v> Draft<'v> {
             + overlay.sessions.len()
             + overlay.pools.len()
             + overlay.volumes.len()
-            + overlay.names.len();
+            + overlay.attachments.len()
+            + overlay.clients.len()
+            + overlay.tokens.len()
+            + overlay.events.len()
+            + overlay.names.len()
+            + usize::from(overlay.authority.is_some());
         ops.max(overlay.compares.len())
     }
 
@@ -169,12 +226,33 @@ impl<'v> Draft<'v> {
     /// # Errors
     /// If a value cannot be written as JSON.
     pub fn finish(self) -> Result<Option<Txn>, serde_json::Error> {
-        let Overlay { services, sessions, pools, volumes, names, leases, compares } = self.overlay;
+        let Overlay {
+            services,
+            sessions,
+            pools,
+            volumes,
+            attachments,
+            clients,
+            tokens,
+            events,
+            authority,
+            names,
+            leases,
+            compares,
+        } = self.overlay;
         let mut ops = Vec::new();
         extend(&mut ops, services, self.view, &leases)?;
         extend(&mut ops, sessions, self.view, &leases)?;
         extend(&mut ops, pools, self.view, &leases)?;
         extend(&mut ops, volumes, self.view, &leases)?;
+        extend(&mut ops, attachments, self.view, &leases)?;
+        extend(&mut ops, clients, self.view, &leases)?;
+        extend(&mut ops, tokens, self.view, &leases)?;
+        extend(&mut ops, events, self.view, &leases)?;
+        if let Some(authority) = authority {
+            let key = Key::authority(authority.cluster());
+            ops.push(Op::Put { key, value: serde_json::to_vec(&*authority)?, lease: None });
+        }
         for ((kind, name), id) in names {
             let held = self.view.names.contains_key(&(kind, name.clone()));
             let key = Key::name(kind, &name);

@@ -1,5 +1,7 @@
 //! Becoming a member: at start, by what is on disk; by `manager init`; and back again when removed.
 
+use super::audit;
+use super::authority;
 use super::enrollment::new_service;
 use super::member::{Member, Stranded};
 use super::refusal::Refusal;
@@ -7,6 +9,7 @@ use super::view::Stored;
 use super::{Stage, StoreConfig};
 use crate::host::{ConfigDir, load_document, put_aside, save_document};
 use crate::model::*;
+use crate::pki::Keyring;
 use crate::rpc::{Fault, FaultKind};
 use crate::runtime::{Backoff, Clock, Shutdown, VERSION};
 use crate::store::{Commit, Compare, Key, Op, SharedStore, StoreError, Txn, decode, encode};
@@ -28,6 +31,8 @@ pub struct Manager {
     stage: watch::Sender<Stage>,
     /// One init at a time.
     init: Mutex<()>,
+    /// What this manager presents and believes; empty while it is no member.
+    pub(super) keyring: Keyring,
     clock: Arc<dyn Clock>,
     shutdown: Shutdown,
 }
@@ -38,12 +43,13 @@ impl Manager {
         address: String,
         store_config: StoreConfig,
         store: Option<SharedStore>,
+        keyring: Keyring,
         clock: Arc<dyn Clock>,
         shutdown: Shutdown,
     ) -> Arc<Self> {
         let stage = watch::Sender::new(Stage::Starting("it is looking at its store".into()));
         let store = OnceCell::new_with(store);
-        Arc::new(Self { dir, address, store_config, store, stage, init: Mutex::default(), clock, shutdown })
+        Arc::new(Self { dir, address, store_config, store, stage, init: Mutex::default(), keyring, clock, shutdown })
     }
 
     pub(super) fn stage(&self) -> Stage {
@@ -128,6 +134,7 @@ impl Manager {
             membership,
             address,
             self.store().await?.clone(),
+            self.keyring.clone(),
             self.clock.clone(),
             group.clone(),
         )
@@ -157,6 +164,7 @@ impl Manager {
 
     /// Puts the identity aside, so that the manager may init again.
     fn leave(&self, service: ServiceId) {
+        self.keyring.forget();
         if let Err(error) = put_aside(&self.dir.identity(), "removed") {
             tracing::error!(%error, "cannot put the identity aside");
         }
@@ -164,8 +172,36 @@ impl Manager {
         self.stage.send_replace(Stage::Uninitialised(Some(note)));
     }
 
+    /// Inits once the store answers, as containers and unit files want it. A manager that is removed later stays out:
+    /// that was an operator's word.
+    pub(super) async fn init_unattended(self: Arc<Self>) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut stage = self.stage.subscribe();
+        loop {
+            let settled = stage.wait_for(|stage| !matches!(stage, Stage::Starting(_))).await.map(|stage| stage.clone());
+            if !matches!(settled, Ok(Stage::Uninitialised(_))) {
+                return;
+            }
+            let author = Author { who: "manager run --init".into(), origin: "this process".into() };
+            let name = Name::resembling("symphony", "symphony");
+            match self.init(name, ClusterSpec::default(), author).await {
+                Ok((member, created)) => {
+                    tracing::info!(service = %member.service, created, "initialised without an operator");
+                    return;
+                }
+                Err(fault) => tracing::warn!(reason = %fault.message, "cannot init yet"),
+            }
+            tokio::time::sleep(backoff.next(fastrand::f64())).await;
+        }
+    }
+
     /// Creates the cluster, or joins it where there is one; says which.
-    pub(super) async fn init(self: &Arc<Self>, name: Name, spec: ClusterSpec) -> Result<(Arc<Member>, bool), Fault> {
+    pub(super) async fn init(
+        self: &Arc<Self>,
+        name: Name,
+        spec: ClusterSpec,
+        author: Author,
+    ) -> Result<(Arc<Member>, bool), Fault> {
         let _one_at_a_time = self.init.lock().await;
         match self.stage() {
             Stage::Member(member) => {
@@ -180,12 +216,12 @@ impl Manager {
             Stage::Uninitialised(_) => {}
         }
         let mut identity = self.candidate().map_err(internal)?;
-        let (cluster, created) = match self.create_or_join(&identity, name.clone(), spec).await {
+        let (cluster, created) = match self.create_or_join(&identity, name.clone(), spec, &author).await {
             // The id of an init that was cut off, removed since: it has had its life.
             Err(Refusal::NotMember(_)) => {
                 put_aside(&self.dir.identity(), "refused").map_err(|error| internal(error.to_string()))?;
                 identity = self.candidate().map_err(internal)?;
-                self.create_or_join(&identity, name, spec).await?
+                self.create_or_join(&identity, name, spec, &author).await?
             }
             other => other?,
         };
@@ -220,22 +256,28 @@ impl Manager {
         identity: &Identity,
         name: Name,
         spec: ClusterSpec,
+        author: &Author,
     ) -> Result<(Cluster, bool), Refusal> {
         let now = self.clock.wall();
         let host_name = crate::host::host_name().unwrap_or_else(|_| "unknown".into());
         let record = new_service(identity.service, ServiceType::Manager, host_name, VERSION.into(), now);
         let put_record = Op::Put { key: Service::key(record.meta.id), value: encode(&record)?, lease: None };
+        let joined = (Some(Kind::Service), record.meta.id, &record.status.host_name);
+        let event = audit::entry(EventId::generate(), now, author, "service.join", joined);
+        let put_event = Op::Put { key: Event::key(event.id), value: encode(&event)?, lease: None };
         let cluster = Cluster { meta: Meta::new(ClusterId::generate(), name, now), spec };
         let put_cluster = Op::Put { key: Key::cluster(), value: encode(&cluster)?, lease: None };
-        let create =
-            Txn { compares: vec![Compare::Absent(Key::cluster())], ops: vec![put_cluster, put_record.clone()] };
+        let create = Txn {
+            compares: vec![Compare::Absent(Key::cluster())],
+            ops: vec![put_cluster, authority::found(&cluster, now)?, put_record.clone(), put_event.clone()],
+        };
         if let Commit::Done(_) = self.store().await?.commit(create).await? {
             return Ok((cluster, true));
         }
         // Somebody's cluster is there, perhaps from an init of this very service that was cut off.
         let join = Txn {
             compares: vec![Compare::Present(Key::cluster()), Compare::Absent(Service::key(record.meta.id))],
-            ops: vec![put_record],
+            ops: vec![put_record, put_event],
         };
         let joined = self.store().await?.commit(join).await?;
         let entry = self.store().await?.get(&Key::cluster()).await?.ok_or(Refusal::Busy)?;

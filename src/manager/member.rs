@@ -1,11 +1,15 @@
 //! A manager that is a member: its view, its writer, its own lease, its part in the election.
 
+use super::authority::{self, NoAuthority, Own};
 use super::dispatcher::Sessions;
 use super::plan;
+use super::refusal::Refusal;
 use super::view::{View, ViewHandle};
 use super::writer::Writer;
 use crate::discovery::{Leadership, Presence, campaign};
 use crate::model::{Addresses, Cluster, Identity, Membership, Service, ServiceId, ServiceState, Session, SessionId};
+use crate::pki::{self, Keyring};
+use crate::rpc::Caller;
 use crate::runtime::{Backoff, Clock, Shutdown, VERSION};
 use crate::session::Greeting;
 use crate::store::{Key, Revision, SharedStore, StoreError};
@@ -32,7 +36,18 @@ pub enum Stranded {
     )]
     Unknown(ServiceId),
     #[error(transparent)]
+    Authority(#[from] pki::Error),
+    #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<NoAuthority> for Stranded {
+    fn from(error: NoAuthority) -> Self {
+        match error {
+            NoAuthority::Pki(error) => Self::Authority(error),
+            NoAuthority::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 /// See the module's text. Lives until its [`Shutdown`] group ends.
@@ -60,6 +75,7 @@ impl Member {
         membership: &Membership,
         address: String,
         store: SharedStore,
+        keyring: Keyring,
         clock: Arc<dyn Clock>,
         group: Shutdown,
     ) -> Result<Arc<Self>, Stranded> {
@@ -70,6 +86,13 @@ impl Member {
             Some(record) if record.meta.is_removed() => return Err(Stranded::Removed(service)),
             Some(_) => {}
             None => return Err(Stranded::Unknown(service)),
+        }
+        let view = authority::ensure(&store, view, clock.wall()).await?;
+        // Before the first call is answered, so that nobody meets a manager without a certificate.
+        let mut own = Own::new(keyring, service, &address);
+        if let Err(error) = own.follow(&view, clock.wall()) {
+            // Local peers need none, and among them is whoever can mend this.
+            tracing::error!(%error, "this manager has no certificate yet");
         }
         let view = Arc::new(ViewHandle::new(view));
         group.spawn_until_end(watch_store(store.clone(), view.clone()));
@@ -87,6 +110,7 @@ impl Member {
             group: group.clone(),
         });
         group.spawn(member.clone().stay_present());
+        group.spawn_until_end(authority::serve(member.clone(), own));
         group.spawn_until_end(super::leader::serve(member.clone()));
         Ok(member)
     }
@@ -109,7 +133,7 @@ impl Member {
         }
     }
 
-    async fn be_present(&self) -> Result<(), super::refusal::Refusal> {
+    async fn be_present(&self) -> Result<(), Refusal> {
         let presence = Presence::begin(self.store.clone(), self.cluster.spec.lease()).await?;
         let session = Session {
             id: SessionId::generate(),
@@ -138,6 +162,13 @@ impl Member {
             }
         }
         presence.release().await.map_err(Into::into)
+    }
+
+    /// Why a caller that was let in once is let in no longer, if so. To be asked again by what lasts longer than a call.
+    pub fn dismisses(&self, caller: &Caller) -> Option<Refusal> {
+        let Caller::Certified(bearer) = caller else { return None };
+        let revoked = self.view.read().revoked().contains(&bearer.id);
+        revoked.then(|| Refusal::Denied(format!("{bearer} was removed from the cluster")))
     }
 
     /// Completes once the view shows that this manager was removed.

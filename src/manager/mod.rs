@@ -9,22 +9,31 @@
 //!       └──────── identity on disk, store disagrees ──▶ Stranded
 //! ```
 
+mod access;
+mod audit;
+mod authority;
 mod check;
 mod control;
 mod dispatcher;
 mod draft;
 mod enrollment;
+mod events;
 mod init;
 mod leader;
 mod member;
+mod metrics;
 mod plan;
 mod refusal;
 mod serve;
+mod store_config;
+#[cfg(test)]
+mod tests;
 mod view;
 mod writer;
 
 pub use init::Manager;
-pub use serve::{ManagerConfig, ManagerError, StoreConfig, run};
+pub use serve::{ManagerConfig, ManagerError, run};
+pub use store_config::{EtcdFiles, Password, StoreConfig};
 
 use member::Member;
 use std::sync::Arc;

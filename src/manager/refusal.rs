@@ -6,11 +6,11 @@ use crate::store::StoreError;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("there is no {kind} '{reference}': see `symphony ctl {kind} list`")]
+    #[error("there is no {kind} '{reference}': see `symphony ctl {noun} list`", noun = noun(*.kind))]
     NoSuch { kind: Kind, reference: String },
     #[error("'{reference}' is the host name of several services: name one by its id")]
     Ambiguous { reference: String },
-    #[error("a {kind} named '{name}' exists already: choose another name, or see `symphony ctl {kind} get {name}`")]
+    #[error("a {kind} named '{name}' exists already: choose another name, or see `symphony ctl {noun} list`", noun = noun(*.kind))]
     NameTaken { kind: Kind, name: Name },
     #[error("{0}")]
     Invalid(String),
@@ -26,6 +26,8 @@ pub enum Refusal {
         "service {0} is not a member of this cluster; it was removed or never joined: run `symphony ctl … block init`"
     )]
     NotMember(ServiceId),
+    #[error("{0}")]
+    Denied(String),
     #[error("service {service} may not speak of {kind} {id}")]
     NotYours { service: ServiceId, kind: Kind, id: String },
     #[error("the session of service {0} is over: a newer one took over, or its lease ran out")]
@@ -38,6 +40,14 @@ pub enum Refusal {
     InDoubt(String),
     #[error("this manager is stopping")]
     Stopping,
+}
+
+/// What `ctl` calls objects of this kind.
+fn noun(kind: Kind) -> String {
+    match kind {
+        Kind::Client | Kind::Token => format!("manager {kind}"),
+        Kind::Service | Kind::Pool | Kind::Volume | Kind::Attachment => kind.to_string(),
+    }
 }
 
 fn most(largest: &Option<(Name, ByteSize)>) -> String {
@@ -55,7 +65,7 @@ impl Refusal {
             Self::Ambiguous { .. } | Self::Invalid(_) => FaultKind::Invalid,
             Self::Precondition(_) | Self::Superseded(_) | Self::Removing { .. } => FaultKind::Precondition,
             Self::NoRoom { .. } | Self::NoRoomAnywhere { .. } => FaultKind::Exhausted,
-            Self::NotMember(_) | Self::NotYours { .. } => FaultKind::Denied,
+            Self::NotMember(_) | Self::NotYours { .. } | Self::Denied(_) => FaultKind::Denied,
             Self::Busy => FaultKind::Busy,
             Self::Store(_) | Self::InDoubt(_) | Self::Stopping => FaultKind::Unavailable,
         }
@@ -71,6 +81,20 @@ impl From<Refusal> for Fault {
 impl From<Refusal> for tonic::Status {
     fn from(refusal: Refusal) -> tonic::Status {
         Fault::from(refusal).into()
+    }
+}
+
+/// What a certificate request or an authority is refused for.
+impl From<crate::pki::Error> for Refusal {
+    fn from(error: crate::pki::Error) -> Refusal {
+        use crate::pki::Error;
+        match error {
+            Error::RequestForm | Error::RequestKey | Error::RequestSignature => Refusal::Invalid(error.to_string()),
+            Error::HostName { .. } | Error::TooManyNames { .. } | Error::Lifetime => {
+                Refusal::Invalid(error.to_string())
+            }
+            error => Refusal::Precondition(error.to_string()),
+        }
     }
 }
 

@@ -2,29 +2,22 @@
 
 use super::control::Face;
 use super::init::Manager;
+use super::metrics;
+use super::store_config::StoreConfig;
+use crate::host::directory::FileError;
 use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document};
 use crate::model::{Identity, ServiceType};
-use crate::rpc::{ListenError, Listener, MAX_MESSAGE, advertised, gate, local_peers, proto};
-use crate::runtime::{Shutdown, SystemClock};
-use crate::store::{EmbeddedStore, EtcdOptions, EtcdStore, SharedStore, StoreError};
+use crate::pki::Keyring;
+use crate::rpc::{ListenError, Listener, MAX_MESSAGE, MAX_REQUEST, advertised, local_peers, proto};
+use crate::runtime::metrics::{Fill, Page};
+use crate::runtime::{Clock, Shutdown, SystemClock};
+use crate::store::StoreError;
 use proto::control_server::ControlServer;
 use proto::dispatcher_server::DispatcherServer;
 use proto::enrollment_server::EnrollmentServer;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// Where state lives.
-#[derive(Clone, Debug)]
-pub enum StoreConfig {
-    /// In the config directory.
-    Embedded,
-    Etcd {
-        endpoints: Vec<String>,
-        /// Put before every key; empty or like `/here`.
-        prefix: String,
-    },
-}
 
 #[derive(Clone, Debug)]
 pub struct ManagerConfig {
@@ -33,12 +26,18 @@ pub struct ManagerConfig {
     pub listen: SocketAddr,
     /// `host:port` that others are told; absent: what `listen` allows to conclude.
     pub advertise: Option<String>,
+    /// Where monitoring may read figures; absent: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Init by itself; else it waits for `manager init`.
+    pub init: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
     #[error(transparent)]
     ConfigDir(#[from] ConfigDirError),
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(transparent)]
     Identity(#[from] DocumentError),
     #[error(transparent)]
@@ -47,6 +46,8 @@ pub enum ManagerError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("cannot serve metrics on {address}; choose another place with --metrics-listen")]
+    Metrics { address: SocketAddr, source: std::io::Error },
     #[error("the gRPC server failed")]
     Serve(#[from] tonic::transport::Error),
 }
@@ -62,7 +63,10 @@ pub async fn run(
 ) -> Result<(), ManagerError> {
     let dir = ConfigDir::open(&config.config_dir, ServiceType::Manager)?;
     let identity: Option<Identity> = load_document(&dir.identity())?;
-    let tcp = Listener::tcp(config.listen, local_peers()).await?;
+    // Empty until there is a membership: TLS peers are hung up on till then.
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let keyring = Keyring::empty(clock.clone());
+    let tcp = Listener::tcp(config.listen, local_peers(), keyring.clone()).await?;
     let control = Listener::unix(&dir.free_control_socket()?)?;
     let bound = tcp.address().unwrap_or(config.listen);
     // An embedded store that cannot be opened ends the start; an etcd that is away is waited for.
@@ -72,8 +76,27 @@ pub async fn run(
     };
     let address = advertised(config.advertise.as_deref(), bound);
     tracing::info!(%bound, %address, store = %config.store, socket = %dir.control_socket().display(), "manager starts");
-    let manager = Manager::new(dir, address, config.store, store, Arc::new(SystemClock), shutdown.clone());
+    let fresh = identity.as_ref().is_none_or(|identity| identity.membership.is_none());
+    let removed = dir.was_removed().map_err(|source| FileError::new("look at", dir.path(), source))?;
+    if config.init && fresh && removed {
+        tracing::warn!(
+            directory = %dir.path().display(),
+            "--init does nothing here: this manager was removed from a cluster; move its identity.removed* away first"
+        );
+    }
+    let unattended = config.init && fresh && !removed;
+    let manager = Manager::new(dir, address, config.store, store, keyring, clock, shutdown.clone());
+    if let Some(address) = config.metrics {
+        let watched = manager.clone();
+        let fill: Fill = Arc::new(move |page: &mut Page| metrics::fill(&watched, page));
+        let served = crate::runtime::metrics::serve(address, fill, &shutdown).await;
+        let bound = served.map_err(|source| ManagerError::Metrics { address, source })?;
+        tracing::info!(%bound, "metrics");
+    }
     shutdown.spawn(manager.clone().bring_up(identity));
+    if unattended {
+        shutdown.spawn_until_end(manager.clone().init_unattended());
+    }
     let (first, second) = (serve(manager.clone(), tcp, shutdown.clone()), serve(manager, control, shutdown.clone()));
     ready(bound);
     let served = tokio::try_join!(first, second);
@@ -83,39 +106,14 @@ pub async fn run(
     Ok(())
 }
 
-impl StoreConfig {
-    pub(super) async fn connect(&self, dir: &ConfigDir) -> Result<SharedStore, StoreError> {
-        Ok(match self {
-            Self::Embedded => Arc::new(EmbeddedStore::open(&dir.store())?),
-            Self::Etcd { endpoints, prefix } => {
-                let options = EtcdOptions { prefix: prefix.clone(), ..EtcdOptions::default() };
-                Arc::new(EtcdStore::connect(endpoints, options).await?)
-            }
-        })
-    }
-}
-
-impl std::fmt::Display for StoreConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Embedded => f.write_str("embedded"),
-            Self::Etcd { endpoints, prefix } => write!(f, "etcd at {}{prefix}", endpoints.join(", ")),
-        }
-    }
-}
-
 async fn serve(manager: Arc<Manager>, listener: Listener, shutdown: Shutdown) -> Result<(), tonic::transport::Error> {
     let face = Face(manager);
     let (_reporter, health) = tonic_health::server::health_reporter();
     let overdue = shutdown.clone();
-    let served = tonic::transport::Server::builder()
-        .layer(tonic::service::InterceptorLayer::new(gate))
-        .http2_keepalive_interval(Some(std::time::Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
-        .max_concurrent_streams(Some(1024))
+    let served = crate::rpc::server()
         .add_service(health)
-        .add_service(ControlServer::new(face.clone()).max_decoding_message_size(MAX_MESSAGE))
-        .add_service(EnrollmentServer::new(face.clone()).max_decoding_message_size(64 << 10))
+        .add_service(ControlServer::new(face.clone()).max_decoding_message_size(MAX_REQUEST))
+        .add_service(EnrollmentServer::new(face.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(DispatcherServer::new(face).max_decoding_message_size(MAX_MESSAGE))
         .serve_with_incoming_shutdown(listener.incoming(), async move { shutdown.requested().await });
     tokio::select! {

@@ -4,12 +4,14 @@
 //! write's revision with [`ViewHandle::reached`].
 
 use crate::model::*;
-use crate::store::{Batch, Entry, Event, Key, Listing, Place, Revision};
+use crate::pki::Authority;
+use crate::store::{self, Batch, Entry, Key, Listing, Place, Revision};
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use uuid::Uuid;
 
 /// How long to wait for the watch to show what was committed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +42,10 @@ pub trait Stored: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
     fn concerns_everybody(&self) -> bool {
         false
     }
+    /// Whose certificates are void because of this.
+    fn revoked(&self) -> Option<Uuid> {
+        None
+    }
 }
 
 /// Whom a commit concerns.
@@ -50,12 +56,12 @@ pub struct Touched {
 }
 
 macro_rules! stored {
-    ($type:ident, $id:ident, $key:ident, $table:ident, $index:expr, |$it:ident| $get:expr, $services:expr $(, $all:expr)?) => {
+    ($type:ident, $id:ident, $key:ident, $table:ident, $index:expr, $get:expr, $services:expr $(, $all:expr, $revoked:expr)?) => {
         impl Stored for $type {
             type Id = $id;
             fn id(&self) -> $id {
-                let $it = self;
-                $get
+                let get: fn(&Self) -> $id = $get;
+                get(self)
             }
             fn key(id: $id) -> Key {
                 Key::$key(id)
@@ -67,16 +73,20 @@ macro_rules! stored {
                 &mut view.$table
             }
             fn services(&self) -> Vec<ServiceId> {
-                let $it = self;
-                $services
+                let services: fn(&Self) -> Vec<ServiceId> = $services;
+                services(self)
             }
             fn index(view: &mut View) -> Option<&mut Index<Self>> {
                 let index: fn(&mut View) -> Option<&mut Index<Self>> = $index;
                 index(view)
             }
             $(fn concerns_everybody(&self) -> bool {
-                let $it = self;
-                $all
+                let all: fn(&Self) -> bool = $all;
+                all(self)
+            }
+            fn revoked(&self) -> Option<Uuid> {
+                let revoked: fn(&Self) -> Option<Uuid> = $revoked;
+                revoked(self)
             })?
         }
     };
@@ -88,37 +98,76 @@ stored!(
     services,
     |_| None,
     |service| service.meta.id,
-    vec![service.meta.id],
-    // Block services must know every manager, to find another one when theirs dies.
-    service.spec.service_type == ServiceType::Manager
+    |service| vec![service.meta.id],
+    // Block services must know every manager, to find another one when theirs dies; and whose certificates are void.
+    |service| service.spec.service_type == ServiceType::Manager || service.meta.is_removed(),
+    |service| service.meta.is_removed().then(|| service.meta.id.as_uuid())
 );
-stored!(Session, ServiceId, session, sessions, |_| None, |session| session.service, vec![session.service]);
-stored!(Pool, PoolId, pool, pools, |view| Some(&mut view.pools_of), |pool| pool.meta.id, vec![pool.spec.service]);
+stored!(Session, ServiceId, session, sessions, |_| None, |session| session.service, |session| vec![session.service]);
+stored!(Pool, PoolId, pool, pools, |view| Some(&mut view.pools_of), |pool| pool.meta.id, |pool| vec![
+    pool.spec.service
+]);
+stored!(Volume, VolumeId, volume, volumes, |view| Some(&mut view.volumes_of), |volume| volume.meta.id, |volume| volume
+    .status
+    .placement
+    .iter()
+    .map(|replica| replica.service)
+    .collect());
 stored!(
-    Volume,
-    VolumeId,
-    volume,
-    volumes,
-    |view| Some(&mut view.volumes_of),
-    |volume| volume.meta.id,
-    volume.status.placement.iter().map(|replica| replica.service).collect()
+    Attachment,
+    AttachmentId,
+    attachment,
+    attachments,
+    |view| Some(&mut view.attachments_of),
+    |attachment| attachment.meta.id,
+    |attachment| attachment.status.placement.clone()
 );
+stored!(
+    Client,
+    ClientId,
+    client,
+    clients,
+    |_| None,
+    |client| client.meta.id,
+    |_| Vec::new(),
+    // A client that is removed is revoked everywhere.
+    |client| client.meta.is_removed(),
+    |client| client.meta.is_removed().then(|| client.meta.id.as_uuid())
+);
+stored!(Token, TokenId, token, tokens, |_| None, |token| token.meta.id, |_| Vec::new());
+stored!(Event, EventId, event, events, |_| None, |event| event.id, |_| Vec::new());
 
 #[derive(Debug, Default)]
 pub struct View {
     pub revision: Revision,
     pub cluster: Option<Cluster>,
     pub leader: Option<Versioned<ServiceId>>,
+    /// With its private keys: never logged, never sent to anybody.
+    pub authority: Option<Versioned<Authority>>,
     pub services: Table<Service>,
     pub sessions: Table<Session>,
     pub pools: Table<Pool>,
     pub volumes: Table<Volume>,
+    pub attachments: Table<Attachment>,
+    pub clients: Table<Client>,
+    pub tokens: Table<Token>,
+    pub events: Table<Event>,
     pub names: BTreeMap<(Kind, Name), Versioned<String>>,
     /// Keys whose values cannot be read, and why. They are left alone.
     pub unreadable: BTreeMap<Key, String>,
     pools_of: BTreeMap<ServiceId, BTreeSet<PoolId>>,
     volumes_of: BTreeMap<ServiceId, BTreeSet<VolumeId>>,
+    attachments_of: BTreeMap<ServiceId, BTreeSet<AttachmentId>>,
+    /// Services and clients that were removed, as long as their records stay.
+    revoked: BTreeSet<Uuid>,
+    /// The record of changes as it came to be: by the revision that wrote each entry.
+    record: BTreeSet<Recorded>,
+    /// The latest entry that was dropped from the record while this view watched.
+    dropped: Option<Recorded>,
 }
+
+/// An entry's place in the record of changes.
+pub type Recorded = (Revision, EventId);
 
 impl View {
     pub fn load(listing: Listing) -> Self {
@@ -138,8 +187,8 @@ impl View {
         let mut touched = Touched::default();
         for event in batch.events {
             match event {
-                Event::Put(entry) => self.put(entry, &mut touched),
-                Event::Delete(key) => self.delete(&key, &mut touched),
+                store::Event::Put(entry) => self.put(entry, &mut touched),
+                store::Event::Delete(key) => self.delete(&key, &mut touched),
             }
         }
         self.revision = self.revision.max(batch.revision);
@@ -156,9 +205,21 @@ impl View {
             Place::Session(_) => self.take::<Session>(&entry, touched),
             Place::Pool(_) => self.take::<Pool>(&entry, touched),
             Place::Volume(_) => self.take::<Volume>(&entry, touched),
+            Place::Attachment(_) => self.take::<Attachment>(&entry, touched),
+            Place::Client(_) => self.take::<Client>(&entry, touched),
+            Place::Token(_) => self.take::<Token>(&entry, touched),
+            Place::Event(id) => {
+                self.strike(id);
+                let taken = self.take::<Event>(&entry, touched);
+                if taken.is_ok() {
+                    self.record.insert((entry.revision, id));
+                }
+                taken
+            }
             Place::Name(kind, name) => decode(&entry).map(|id: String| {
                 self.names.insert((kind, name), Versioned { value: Arc::new(id), revision: entry.revision });
             }),
+            Place::Authority(id) => self.take_authority(id, &entry, touched),
             Place::Foreign => Ok(()),
         };
         match read {
@@ -183,7 +244,18 @@ impl View {
             touched.services.insert(service);
         }
         touched.everybody |= value.concerns_everybody();
+        self.revoked.extend(value.revoked());
         T::table_mut(self).insert(value.id(), Versioned { value: Arc::new(value), revision: entry.revision });
+        Ok(())
+    }
+
+    /// What is wrong with an authority that cannot be read is not said in full: its text holds keys.
+    fn take_authority(&mut self, id: ClusterId, entry: &Entry, touched: &mut Touched) -> Result<(), String> {
+        let read = serde_json::from_slice::<Authority>(&entry.value).ok();
+        let authority = read.filter(|authority| authority.cluster() == id);
+        let authority = authority.ok_or("it is not the authority of this cluster")?;
+        self.authority = Some(Versioned { value: Arc::new(authority), revision: entry.revision });
+        touched.everybody = true;
         Ok(())
     }
 
@@ -195,7 +267,15 @@ impl View {
             Place::Session(id) => self.forget::<Session>(id, touched),
             Place::Pool(id) => self.forget::<Pool>(id, touched),
             Place::Volume(id) => self.forget::<Volume>(id, touched),
+            Place::Attachment(id) => self.forget::<Attachment>(id, touched),
+            Place::Client(id) => self.forget::<Client>(id, touched),
+            Place::Token(id) => self.forget::<Token>(id, touched),
+            Place::Event(id) => {
+                self.dropped = self.dropped.max(self.strike(id));
+                self.forget::<Event>(id, touched);
+            }
             Place::Name(kind, name) => drop(self.names.remove(&(kind, name))),
+            Place::Authority(_) => self.authority = None,
             Place::Foreign => {}
         }
         self.unreadable.remove(key);
@@ -212,12 +292,49 @@ impl View {
                 touched.services.insert(service);
             }
             touched.everybody |= old.value.concerns_everybody();
+            if let Some(id) = old.value.revoked() {
+                self.revoked.remove(&id);
+            }
         }
+    }
+
+    /// Services and clients whose certificates are void.
+    pub fn revoked(&self) -> &BTreeSet<Uuid> {
+        &self.revoked
+    }
+
+    /// Takes an entry out of the order of the record; its place, if it had one.
+    fn strike(&mut self, id: EventId) -> Option<Recorded> {
+        let place = (self.events.get(&id)?.revision, id);
+        self.record.remove(&place).then_some(place)
+    }
+
+    /// Up to `limit` entries of the record that follow `after`, oldest first.
+    pub fn events_after(&self, after: Option<Recorded>, limit: usize) -> Vec<(Recorded, Arc<Event>)> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let places = self.record.range((from, Bound::Unbounded)).take(limit);
+        places.filter_map(|place| Some((*place, self.events.get(&place.1)?.value.clone()))).collect()
+    }
+
+    /// The place of the latest entry of the record.
+    pub fn last_event(&self) -> Option<Recorded> {
+        self.record.last().copied()
+    }
+
+    /// Whether entries that follow `after` were dropped from the record since this view began.
+    pub fn has_dropped_after(&self, after: Recorded) -> bool {
+        self.dropped.is_some_and(|dropped| dropped > after)
+    }
+
+    /// Whether every attachment in the store could be read: else somebody may be attached whom nobody sees.
+    pub fn knows_all_attachments(&self) -> bool {
+        !self.unreadable.keys().any(|key| matches!(Place::of(key), Place::Attachment(_)))
     }
 
     /// Whether something that could be assigned cannot be read: then what is missing may only look so.
     pub fn is_partial(&self) -> bool {
-        let assigned = |key: &Key| matches!(Place::of(key), Place::Pool(_) | Place::Volume(_));
+        let assigned = |key: &Key| matches!(Place::of(key), Place::Pool(_) | Place::Volume(_) | Place::Attachment(_));
         self.unreadable.keys().any(assigned)
     }
 
@@ -229,6 +346,10 @@ impl View {
         self.volumes_of.get(&service).into_iter().flatten().filter_map(|id| self.get::<Volume>(*id))
     }
 
+    pub fn attachments_of(&self, service: ServiceId) -> impl Iterator<Item = &Attachment> {
+        self.attachments_of.get(&service).into_iter().flatten().filter_map(|id| self.get::<Attachment>(*id))
+    }
+
     /// What `service` must hold now.
     pub fn assignments(&self, service: ServiceId) -> AssignmentSet {
         AssignmentSet {
@@ -238,6 +359,7 @@ impl View {
                 .filter_map(|volume| VolumeAssignment::of(volume, service))
                 .map(|volume| (volume.id, volume))
                 .collect(),
+            attachments: self.attachments_of(service).map(|held| (held.meta.id, held.into())).collect(),
         }
     }
 
@@ -333,9 +455,14 @@ impl ViewHandle {
 mod tests {
     use super::*;
 
-    fn entry<T: Stored>(value: &T, revision: i64) -> Event {
+    fn entry<T: Stored>(value: &T, revision: i64) -> store::Event {
         let value_json = serde_json::to_vec(value).unwrap();
-        Event::Put(Entry { key: T::key(value.id()), value: value_json, revision: Revision(revision), lease: None })
+        store::Event::Put(Entry {
+            key: T::key(value.id()),
+            value: value_json,
+            revision: Revision(revision),
+            lease: None,
+        })
     }
 
     fn volume(service: u8) -> Volume {
@@ -353,7 +480,7 @@ mod tests {
         let touched = view.apply(Batch { revision: Revision(2), events: vec![entry(&volume(8), 2)] });
         assert_eq!(touched, Touched { services: BTreeSet::from([from, to]), everybody: false });
         assert_eq!((view.assignments(from).volumes.len(), view.assignments(to).volumes.len()), (0, 1));
-        let gone = Event::Delete(Key::volume(VolumeId::from_bytes([1; 16])));
+        let gone = store::Event::Delete(Key::volume(VolumeId::from_bytes([1; 16])));
         view.apply(Batch { revision: Revision(3), events: vec![gone] });
         assert_eq!((view.volumes.len(), view.assignments(to).volumes.len(), view.revision), (0, 0, Revision(3)));
     }
@@ -364,7 +491,7 @@ mod tests {
         let key = Key::volume(VolumeId::from_bytes([1; 16]));
         for value in [&b"\xff"[..], b"{}", b"null"] {
             let put = Entry { key: key.clone(), value: value.to_vec(), revision: Revision(1), lease: None };
-            view.apply(Batch { revision: Revision(1), events: vec![Event::Put(put)] });
+            view.apply(Batch { revision: Revision(1), events: vec![store::Event::Put(put)] });
             assert!(view.unreadable.contains_key(&key) && view.volumes.is_empty());
         }
         view.apply(Batch { revision: Revision(2), events: vec![entry(&volume(7), 2)] });

@@ -6,6 +6,7 @@
 use super::draft::Draft;
 use super::refusal::Refusal;
 use super::view::ViewHandle;
+use crate::model::EventId;
 use crate::runtime::{Backoff, Clock, Shutdown};
 use crate::store::{Commit, MAX_TXN_OPS, SharedStore, StoreError, Txn};
 use std::collections::VecDeque;
@@ -175,7 +176,7 @@ impl Task {
     /// Plans as many jobs as fit, `most` at the most, into one transaction.
     fn plan(&mut self, batch: &mut Vec<Box<dyn Job>>, most: usize) -> Result<Option<Txn>, serde_json::Error> {
         let view = self.view.read();
-        let mut draft = Draft::new(&view, self.clock.wall());
+        let mut draft = Draft::new(&view, self.clock.wall(), EventId::generate());
         while batch.len() < most
             && let Some(mut job) = self.waiting.pop_front()
         {

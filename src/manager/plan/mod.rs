@@ -1,21 +1,39 @@
 //! What a request means for the state: pure functions from a draft to a changed draft, or to a refusal.
 
+#[cfg(test)]
+mod access_tests;
+mod attachment;
+mod authority;
+mod client;
+mod enrollment;
 mod pool;
+mod record;
 mod report;
 mod service;
 #[cfg(test)]
 mod tests;
+mod token;
 mod volume;
 
+pub use attachment::{Access, attach_volume, detach_volume, resolve_attachment};
+pub use authority::{advance_rotation, progress, record_certificate, rotate_authority};
+pub use client::{Commission, create_client, purge_client, remove_client};
+pub use enrollment::{
+    Application, Granted, Renewal, Request, Standing, enroll, hosts, lifetime, record_of, renew_service,
+};
 pub use pool::{create_pool, remove_pool};
+pub use record::{PRUNED_AT_ONCE, prune_events};
 pub use report::take_reports;
 pub use service::{admit_session, join_service, mark_down, purge_service, remove_service};
+pub use token::{create_token, purge_token, revoke_token};
 pub use volume::{create_volume, remove_volume, resize_volume};
 
 use super::draft::{Draft, Drafted};
 use super::refusal::Refusal;
 use super::view::{Stored, View};
-use crate::model::{Kind, Name, Pool, Service, ServiceId, ServiceType, Volume};
+use crate::model::{
+    Client, ClientId, Kind, Name, Pool, Service, ServiceId, ServiceType, Timestamp, Token, TokenId, Volume,
+};
 use std::str::FromStr;
 
 /// What users call by name.
@@ -29,6 +47,14 @@ impl Named for Pool {
 
 impl Named for Volume {
     const KIND: Kind = Kind::Volume;
+}
+
+impl Named for Client {
+    const KIND: Kind = Kind::Client;
+}
+
+impl Named for Token {
+    const KIND: Kind = Kind::Token;
 }
 
 /// The object that a user means by an id or a name.
@@ -107,4 +133,17 @@ fn find_block_service(view: &View, reference: Option<&str>) -> Result<Service, R
         (Some(_), Some(_)) => Err(Refusal::Ambiguous { reference: reference.into() }),
         (None, _) => Err(Refusal::NoSuch { kind: Kind::Service, reference: reference.chars().take(80).collect() }),
     }
+}
+
+/// Removed services and clients, and tokens that are good for nothing, whose records nobody needs: those removed before
+/// `limit` whose certificates expired before it, and tokens that ended before `tokens`.
+pub fn past(view: &View, limit: Timestamp, tokens: Timestamp) -> (Vec<ServiceId>, Vec<ClientId>, Vec<TokenId>) {
+    let services = view.services.values().filter(|held| service::is_past(&held.value, limit));
+    let clients = view.clients.values().filter(|held| client::is_past(&held.value, limit));
+    let ended = view.tokens.values().filter(|held| token::is_past(&held.value, tokens));
+    (
+        services.map(|held| held.value.meta.id).collect(),
+        clients.map(|held| held.value.meta.id).collect(),
+        ended.map(|held| held.value.meta.id).collect(),
+    )
 }

@@ -1,9 +1,10 @@
 //! Pools.
 
 use super::{find, find_block_service};
+use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Driver, Kind, Meta, Name, Pool, PoolId, PoolSpec, Service, Volume};
+use crate::model::{Author, Driver, Kind, Meta, Name, Pool, PoolId, PoolSpec, Service, Volume};
 
 /// A new pool on a block service (by id or host name; none: the only one).
 ///
@@ -11,6 +12,7 @@ use crate::model::{Driver, Kind, Meta, Name, Pool, PoolId, PoolSpec, Service, Vo
 /// If the name is taken, the service cannot be told, or its directory is another pool's.
 pub fn create_pool(
     draft: &mut Draft<'_>,
+    author: &Author,
     id: PoolId,
     name: &Name,
     service: Option<&str>,
@@ -35,6 +37,8 @@ pub fn create_pool(
     let spec = PoolSpec { service: service.meta.id, driver: driver.clone() };
     let pool = Pool::new(Meta::new(id, name.clone(), draft.now), spec);
     draft.put(pool.clone());
+    let detail = format!("{} at {} on service {}", pool.spec.driver, path.display(), service.meta.id);
+    audit(draft, author, "pool.create", Kind::Pool, id, name, Some(detail));
     Ok(pool)
 }
 
@@ -42,7 +46,7 @@ pub fn create_pool(
 ///
 /// # Errors
 /// If there is no such pool or it holds volumes, which are named.
-pub fn remove_pool(draft: &mut Draft<'_>, reference: &str) -> Result<Pool, Refusal> {
+pub fn remove_pool(draft: &mut Draft<'_>, author: &Author, reference: &str) -> Result<Pool, Refusal> {
     let mut pool = find::<Pool>(draft, reference)?;
     let inside: Vec<&str> = draft
         .all::<Volume>()
@@ -58,6 +62,7 @@ pub fn remove_pool(draft: &mut Draft<'_>, reference: &str) -> Result<Pool, Refus
     }
     if pool.bury(draft.now) {
         draft.put(pool.clone());
+        audit(draft, author, "pool.remove", Kind::Pool, pool.meta.id, &pool.meta.name, None);
     }
     Ok(pool)
 }

@@ -3,7 +3,9 @@
 use super::volume::forget_volume;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Kind, Pool, PoolReport, Report, ServiceId, Session, SessionId, Volume, VolumeReport};
+use crate::model::{
+    Attachment, AttachmentReport, Kind, Pool, PoolReport, Report, ServiceId, Session, SessionId, Volume, VolumeReport,
+};
 
 /// Takes reports of `service` over. Reports on objects that are gone are ignored; nothing is written where nothing changed.
 ///
@@ -25,6 +27,7 @@ pub fn take_reports(
         match report {
             Report::Pool(report) => take_pool(draft, service, report)?,
             Report::Volume(report) => take_volume(draft, service, report)?,
+            Report::Attachment(report) => take_attachment(draft, service, report)?,
         }
     }
     Ok(())
@@ -55,6 +58,25 @@ fn take_volume(draft: &mut Draft<'_>, service: ServiceId, report: &VolumeReport)
         forget_volume(draft, &volume);
     } else if volume.observe(report) {
         draft.put(volume);
+    }
+    Ok(())
+}
+
+fn take_attachment(draft: &mut Draft<'_>, service: ServiceId, report: &AttachmentReport) -> Result<(), Refusal> {
+    let Some(attachment) = draft.get::<Attachment>(report.id) else { return Ok(()) };
+    if !attachment.is_on(service) {
+        return Err(Refusal::NotYours { service, kind: Kind::Attachment, id: report.id.to_string() });
+    }
+    let mut attachment = attachment.clone();
+    if attachment.is_let_go_by(report) {
+        // Gone is what every service has let go of.
+        attachment.status.placement.retain(|holder| *holder != service);
+        match attachment.status.placement.is_empty() {
+            true => draft.delete::<Attachment>(attachment.meta.id),
+            false => draft.put(attachment),
+        }
+    } else if attachment.observe(report) {
+        draft.put(attachment);
     }
     Ok(())
 }

@@ -2,9 +2,10 @@
 
 use super::pool::listed;
 use super::volume::forget_volume;
+use crate::manager::audit::{audit, of_service};
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Kind, Pool, Service, ServiceId, ServiceState, Session, Timestamp, Volume};
+use crate::model::{Attachment, Author, Kind, Pool, Service, ServiceId, ServiceState, Session, Timestamp, Volume};
 use crate::session::Greeting;
 use crate::store::LeaseId;
 
@@ -12,12 +13,13 @@ use crate::store::LeaseId;
 ///
 /// # Errors
 /// If this very service was removed: an id has one life.
-pub fn join_service(draft: &mut Draft<'_>, service: &Service) -> Result<(), Refusal> {
+pub fn join_service(draft: &mut Draft<'_>, author: &Author, service: &Service) -> Result<(), Refusal> {
     match draft.get::<Service>(service.meta.id) {
         Some(known) if known.meta.is_removed() => Err(Refusal::NotMember(service.meta.id)),
         Some(_) => Ok(()),
         None => {
             draft.put(service.clone());
+            audit_service(draft, author, "service.join", service, None);
             Ok(())
         }
     }
@@ -36,6 +38,7 @@ pub fn admit_session(
     let member = draft.get::<Service>(session.service).filter(|service| !service.meta.is_removed());
     let mut service = member.cloned().ok_or(Refusal::NotMember(session.service))?;
     let status = &mut service.status;
+    let was_down = status.state == ServiceState::Down;
     if status.state != ServiceState::Ready {
         status.state = ServiceState::Ready;
         status.since = draft.now;
@@ -44,13 +47,17 @@ pub fn admit_session(
     status.addresses.clone_from(&greeting.addresses);
     status.version.clone_from(&greeting.version);
     status.manager = Some(session.manager);
+    if was_down {
+        let author = of_service(service.meta.id, service.spec.service_type, session.manager);
+        audit_service(draft, &author, "service.ready", &service, None);
+    }
     draft.put(service);
     draft.overwrite_leased(session.clone(), lease);
     Ok(())
 }
 
 /// Takes note that a ready service holds no lease any more.
-pub fn mark_down(draft: &mut Draft<'_>, id: ServiceId) -> Result<(), Refusal> {
+pub fn mark_down(draft: &mut Draft<'_>, author: &Author, id: ServiceId) -> Result<(), Refusal> {
     let alive = draft.get::<Session>(id).is_some();
     if let Some(service) = draft.get::<Service>(id)
         && !alive
@@ -59,30 +66,54 @@ pub fn mark_down(draft: &mut Draft<'_>, id: ServiceId) -> Result<(), Refusal> {
         let mut service = service.clone();
         service.status.state = ServiceState::Down;
         service.status.since = draft.now;
+        audit_service(draft, author, "service.down", &service, None);
         draft.put(service);
         draft.guard::<Session>(id);
     }
     Ok(())
 }
 
-/// Forgets a service that was removed before `limit`.
+/// Forgets a service that was removed, and whose certificate expired, before `limit`: until then the record is what
+/// makes the certificate void.
 pub fn purge_service(draft: &mut Draft<'_>, id: ServiceId, limit: Timestamp) -> Result<(), Refusal> {
-    let removed = draft.get::<Service>(id).and_then(|service| service.meta.removed_at);
-    if removed.is_some_and(|at| at < limit) {
+    if draft.get::<Service>(id).is_some_and(|service| is_past(service, limit)) {
         draft.delete::<Service>(id);
     }
     Ok(())
 }
 
+pub(super) fn is_past(service: &Service, limit: Timestamp) -> bool {
+    let expired = service.status.certificate.as_ref().is_none_or(|record| record.expires_at < limit);
+    service.meta.removed_at.is_some_and(|at| at < limit) && expired
+}
+
 /// How many pools and volumes of a lost service are closed in one transaction.
+pub(super) fn audit_service(
+    draft: &mut Draft<'_>,
+    author: &Author,
+    action: &str,
+    service: &Service,
+    detail: Option<String>,
+) {
+    audit(draft, author, action, Kind::Service, service.meta.id, &service.status.host_name, detail);
+}
+
+/// How many attachments, pools and volumes of a lost service are closed in one transaction: each may take three
+/// operations of it (record, name, the pool's record), and the service itself with its session and the entry in the
+/// record of changes three more.
 const CLOSED_AT_ONCE: usize = 40;
 
-/// Takes a service out. With `lost`, its pools and volumes are closed first, a part at a time: the answer is none while
-/// there is more to close, and this is to be called again.
+/// Takes a service out. With `lost`, attachments, volumes and pools on it are closed first, a part at a time: the answer
+/// is none while there is more to close, and this is to be called again.
 ///
 /// # Errors
 /// If there is no such service, or it holds pools or volumes and is not lost.
-pub fn remove_service(draft: &mut Draft<'_>, id: ServiceId, lost: bool) -> Result<Option<Service>, Refusal> {
+pub fn remove_service(
+    draft: &mut Draft<'_>,
+    author: &Author,
+    id: ServiceId,
+    lost: bool,
+) -> Result<Option<Service>, Refusal> {
     let missing = || Refusal::NoSuch { kind: Kind::Service, reference: id.to_string() };
     let mut service = draft.get::<Service>(id).cloned().ok_or_else(missing)?;
     if service.meta.is_removed() {
@@ -118,20 +149,16 @@ pub fn remove_service(draft: &mut Draft<'_>, id: ServiceId, lost: bool) -> Resul
             held.join(" and ")
         )));
     }
-    for volume in volumes.iter().take(CLOSED_AT_ONCE) {
-        forget_volume(draft, volume);
-    }
-    if volumes.len() > CLOSED_AT_ONCE {
+    let attachments: Vec<Attachment> = draft.all::<Attachment>().filter(|held| held.is_on(id)).cloned().collect();
+    let closed = close(draft, &attachments, &volumes, &pools);
+    if closed < attachments.len() + volumes.len() + pools.len() {
+        let detail =
+            format!("{closed} objects of a lost service are closed: {}", named(&attachments, &volumes, &pools));
+        audit_service(draft, author, "service.close", &service, Some(detail));
         return Ok(None);
     }
-    let room = CLOSED_AT_ONCE - volumes.len();
-    for pool in pools.iter().take(room) {
-        draft.release(Kind::Pool, &pool.meta.name);
-        draft.delete::<Pool>(pool.meta.id);
-    }
-    if pools.len() > room {
-        return Ok(None);
-    }
+    let detail = (closed > 0).then(|| format!("lost, with {}", named(&attachments, &volumes, &pools)));
+    audit_service(draft, author, "service.remove", &service, detail);
     service.meta.bury(draft.now);
     service.status.state = ServiceState::Removed;
     service.status.since = draft.now;
@@ -140,4 +167,32 @@ pub fn remove_service(draft: &mut Draft<'_>, id: ServiceId, lost: bool) -> Resul
         draft.delete::<Session>(id);
     }
     Ok(Some(service))
+}
+
+/// Forgets as much as fits; says how many objects that were.
+fn close(draft: &mut Draft<'_>, attachments: &[Attachment], volumes: &[Volume], pools: &[Pool]) -> usize {
+    let mut room = CLOSED_AT_ONCE;
+    // What refers to another object goes before it.
+    for held in attachments.iter().take(room) {
+        draft.delete::<Attachment>(held.meta.id);
+    }
+    room = room.saturating_sub(attachments.len());
+    for volume in volumes.iter().take(room) {
+        forget_volume(draft, volume);
+    }
+    room = room.saturating_sub(volumes.len());
+    for pool in pools.iter().take(room) {
+        draft.release(Kind::Pool, &pool.meta.name);
+        draft.delete::<Pool>(pool.meta.id);
+    }
+    CLOSED_AT_ONCE.min(attachments.len() + volumes.len() + pools.len())
+}
+
+/// What is closed first, all of it: nothing else remembers it.
+fn named(attachments: &[Attachment], volumes: &[Volume], pools: &[Pool]) -> String {
+    let attachments = attachments.iter().map(|held| format!("attachment {}", held.label()));
+    let volumes = volumes.iter().map(|volume| format!("volume {}", volume.meta.name));
+    let pools = pools.iter().map(|pool| format!("pool {}", pool.meta.name));
+    let all: Vec<String> = attachments.chain(volumes).chain(pools).take(CLOSED_AT_ONCE).collect();
+    all.join(", ")
 }

@@ -4,10 +4,18 @@ use super::*;
 use crate::manager::draft::Draft;
 use crate::model::*;
 use crate::session::Greeting;
-use crate::store::{Batch, Entry, Event, LeaseId, Op, Revision};
+use crate::store::{self, Batch, Entry, LeaseId, Op, Revision};
 use proptest::prelude::*;
 
+mod attachments;
+mod record;
+
 const NOW: Timestamp = Timestamp::EPOCH;
+
+/// On whose behalf everything here is done.
+fn somebody() -> Author {
+    Author { who: "local root".into(), origin: "the control socket".into() }
+}
 
 fn service_id() -> ServiceId {
     ServiceId::from_bytes([1; 16])
@@ -15,6 +23,11 @@ fn service_id() -> ServiceId {
 
 fn session_id() -> SessionId {
     SessionId::from_bytes([3; 16])
+}
+
+/// Room for many entries of each revision.
+fn first_event(revision: Revision) -> EventId {
+    EventId::from_bytes((u128::try_from(revision.0).unwrap() << 32).to_be_bytes())
 }
 
 /// A view, and commits that reach it as a store's would.
@@ -38,9 +51,10 @@ impl World {
                 addresses: Addresses::default(),
                 version: "0".into(),
                 manager: None,
+                certificate: None,
             },
         };
-        world.write(|draft| join_service(draft, &service)).unwrap();
+        world.write(|draft| join_service(draft, &somebody(), &service)).unwrap();
         world.admit();
         world
     }
@@ -62,18 +76,19 @@ impl World {
     fn fall_silent(&mut self) {
         let gone = crate::store::Key::session(service_id());
         let revision = Revision(self.view.revision.0 + 1);
-        self.view.apply(Batch { revision, events: vec![Event::Delete(gone)] });
-        self.write(|draft| mark_down(draft, service_id())).unwrap();
+        self.view.apply(Batch { revision, events: vec![store::Event::Delete(gone)] });
+        self.write(|draft| mark_down(draft, &somebody(), service_id())).unwrap();
     }
 
     fn write<T>(&mut self, mut plan: impl FnMut(&mut Draft<'_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
-        let mut draft = Draft::new(&self.view, NOW);
+        let revision = Revision(self.view.revision.0 + 1);
+        let mut draft = Draft::new(&self.view, NOW, first_event(revision));
         let outcome = plan(&mut draft)?;
+        assert!(draft.weight() <= crate::store::MAX_TXN_OPS, "{}", draft.weight());
         if let Some(txn) = draft.finish().unwrap() {
-            let revision = Revision(self.view.revision.0 + 1);
             let events = txn.ops.into_iter().map(|op| match op {
-                Op::Put { key, value, lease } => Event::Put(Entry { key, value, revision, lease }),
-                Op::Delete { key } => Event::Delete(key),
+                Op::Put { key, value, lease } => store::Event::Put(Entry { key, value, revision, lease }),
+                Op::Delete { key } => store::Event::Delete(key),
             });
             self.view.apply(Batch { revision, events: events.collect() });
         }
@@ -89,7 +104,7 @@ impl World {
         let id = PoolId::from_bytes(self.id());
         let driver = Driver::File { path: format!("/{name}").into(), limit: None };
         let name = name.parse().unwrap();
-        let pool = self.write(|draft| create_pool(draft, id, &name, None, &driver)).unwrap();
+        let pool = self.write(|draft| create_pool(draft, &somebody(), id, &name, None, &driver)).unwrap();
         self.report_pool(&pool, Observed::Known(capacity));
         self.view.get::<Pool>(id).unwrap().clone()
     }
@@ -109,7 +124,7 @@ impl World {
     fn volume(&mut self, name: &str, mib: u64, pool: Option<&str>) -> Result<Volume, Refusal> {
         let id = VolumeId::from_bytes(self.id());
         let name = name.parse().unwrap();
-        self.write(|draft| create_volume(draft, id, &name, ByteSize::mib(mib), pool))
+        self.write(|draft| create_volume(draft, &somebody(), id, &name, ByteSize::mib(mib), pool))
     }
 
     fn report_gone(&mut self, volume: &Volume) {
@@ -130,7 +145,8 @@ impl World {
             assert_eq!(sum, pool.value.status.reserved);
             assert!(pool.value.status.capacity.is_none_or(|capacity| sum <= capacity), "overcommitted");
         }
-        assert_eq!(self.view.names.len(), self.view.pools.len() + self.view.volumes.len());
+        let named = self.view.pools.len() + self.view.volumes.len() + self.view.clients.len();
+        assert_eq!(self.view.names.len(), named);
     }
 }
 
@@ -160,7 +176,7 @@ fn a_name_is_taken_until_its_volume_is_gone() {
     world.pool("p", 10);
     let volume = world.volume("v", 1, None).unwrap();
     assert!(matches!(world.volume("v", 1, None), Err(Refusal::NameTaken { .. })));
-    let buried = world.write(|draft| remove_volume(draft, "v")).unwrap();
+    let buried = world.write(|draft| remove_volume(draft, &somebody(), "v")).unwrap();
     assert!(matches!(world.volume("v", 1, None), Err(Refusal::NameTaken { .. })));
     world.report_gone(&volume);
     assert!(world.view.get::<Volume>(volume.meta.id).is_some(), "a report on an older generation proves nothing");
@@ -174,7 +190,7 @@ fn a_pool_that_holds_volumes_is_not_removed_and_says_which() {
     let mut world = World::new();
     world.pool("p", 10);
     world.volume("v", 1, None).unwrap();
-    let refusal = world.write(|draft| remove_pool(draft, "p")).unwrap_err();
+    let refusal = world.write(|draft| remove_pool(draft, &somebody(), "p")).unwrap_err();
     assert!(refusal.to_string().contains("'v'"), "{refusal}");
 }
 
@@ -220,7 +236,7 @@ fn a_report_of_a_session_that_is_over_is_refused() {
 fn a_service_that_is_connected_is_not_lost() {
     let mut world = World::new();
     world.pool("p", 10);
-    let refusal = world.write(|draft| remove_service(draft, service_id(), true)).unwrap_err();
+    let refusal = world.write(|draft| remove_service(draft, &somebody(), service_id(), true)).unwrap_err();
     assert!(refusal.to_string().contains("connected"), "{refusal}");
     assert_eq!(world.view.pools.len(), 1);
 }
@@ -232,11 +248,11 @@ fn a_service_is_removed_only_empty_or_lost_and_then_nothing_of_it_is_left() {
     for index in 0..100 {
         world.volume(&format!("v{index}"), 1, None).unwrap();
     }
-    let refusal = world.write(|draft| remove_service(draft, service_id(), false)).unwrap_err();
+    let refusal = world.write(|draft| remove_service(draft, &somebody(), service_id(), false)).unwrap_err();
     assert!(refusal.to_string().contains("'v0'") && refusal.to_string().contains("more"), "{refusal}");
     world.fall_silent();
     let mut rounds = 1;
-    while world.write(|draft| remove_service(draft, service_id(), true)).unwrap().is_none() {
+    while world.write(|draft| remove_service(draft, &somebody(), service_id(), true)).unwrap().is_none() {
         rounds += 1;
         assert!(rounds < 10);
     }
@@ -264,12 +280,18 @@ fn several_plans_share_a_draft_and_see_each_other() {
     let name: Name = "same".parse().unwrap();
     world
         .write(|draft| {
-            create_volume(draft, a, &name, ByteSize::mib(6), None)?;
+            create_volume(draft, &somebody(), a, &name, ByteSize::mib(6), None)?;
             let savepoint = draft.savepoint();
-            assert!(create_volume(draft, b, &name, ByteSize::mib(1), None).is_err(), "the name is planned already");
+            assert!(
+                create_volume(draft, &somebody(), b, &name, ByteSize::mib(1), None).is_err(),
+                "the name is planned already"
+            );
             draft.undo_to(savepoint);
             let savepoint = draft.savepoint();
-            assert!(create_volume(draft, b, &"other".parse().unwrap(), ByteSize::mib(6), None).is_err(), "no room");
+            assert!(
+                create_volume(draft, &somebody(), b, &"other".parse().unwrap(), ByteSize::mib(6), None).is_err(),
+                "no room"
+            );
             draft.undo_to(savepoint);
             Ok(())
         })
@@ -309,9 +331,9 @@ proptest! {
                 Deed::Create(name, size) => world.volume(&format!("v{name}"), size, None).is_err(),
                 Deed::Resize(name, size) => {
                     let name = format!("v{name}");
-                    world.write(|draft| resize_volume(draft, &name, ByteSize::mib(size))).is_err()
+                    world.write(|draft| resize_volume(draft, &somebody(), &name, ByteSize::mib(size))).is_err()
                 }
-                Deed::Remove(name) => world.write(|draft| remove_volume(draft, &format!("v{name}"))).is_err(),
+                Deed::Remove(name) => world.write(|draft| remove_volume(draft, &somebody(), &format!("v{name}"))).is_err(),
                 Deed::Gone(name) => {
                     let buried = world.view.volumes.values().map(|volume| (*volume.value).clone());
                     let buried: Vec<Volume> = buried

@@ -1,10 +1,13 @@
 //! Volumes: placement, and the space that pools promise.
 
+use super::attachment::{clients, know_all_attachments};
 use super::find;
+use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    ByteSize, Kind, Meta, Name, Phase, Pool, PoolId, Replica, Service, ServiceState, Volume, VolumeId, VolumeSpec,
+    Author, ByteSize, Kind, Meta, Name, Phase, Pool, PoolId, Replica, Service, ServiceState, Volume, VolumeId,
+    VolumeSpec,
 };
 
 /// A new volume, placed, its space promised.
@@ -13,6 +16,7 @@ use crate::model::{
 /// If the size is impossible, the name taken, or no pool can take it.
 pub fn create_volume(
     draft: &mut Draft<'_>,
+    author: &Author,
     id: VolumeId,
     name: &Name,
     size: ByteSize,
@@ -28,8 +32,10 @@ pub fn create_volume(
     let replica = Replica { pool: pool_record.meta.id, service: pool_record.spec.service };
     let spec = VolumeSpec { size, pool: pool.map(|_| pool_record.meta.id) };
     let volume = Volume::new(Meta::new(id, name.clone(), draft.now), spec, vec![replica]);
+    let detail = format!("{size} in pool '{}'", pool_record.meta.name);
     draft.put(pool_record);
     draft.put(volume.clone());
+    audit(draft, author, "volume.create", Kind::Volume, id, name, Some(detail));
     Ok(volume)
 }
 
@@ -37,7 +43,12 @@ pub fn create_volume(
 ///
 /// # Errors
 /// If it would shrink, is being removed, or its pools have no room.
-pub fn resize_volume(draft: &mut Draft<'_>, reference: &str, size: ByteSize) -> Result<Volume, Refusal> {
+pub fn resize_volume(
+    draft: &mut Draft<'_>,
+    author: &Author,
+    reference: &str,
+    size: ByteSize,
+) -> Result<Volume, Refusal> {
     let mut volume = find::<Volume>(draft, reference)?;
     let name = volume.meta.name.clone();
     if volume.meta.is_removed() {
@@ -62,17 +73,31 @@ pub fn resize_volume(draft: &mut Draft<'_>, reference: &str, size: ByteSize) -> 
     volume.meta.touch(draft.now);
     volume.status.phase = Phase::Pending;
     draft.put(volume.clone());
+    let detail = format!("from {old} to {size}");
+    audit(draft, author, "volume.resize", Kind::Volume, volume.meta.id, &name, Some(detail));
     Ok(volume)
 }
 
 /// Sets a volume's tombstone: from here on its data is lost.
 ///
 /// # Errors
-/// If there is no such volume.
-pub fn remove_volume(draft: &mut Draft<'_>, reference: &str) -> Result<Volume, Refusal> {
+/// If there is no such volume, or somebody is attached to it: the clients are named.
+pub fn remove_volume(draft: &mut Draft<'_>, author: &Author, reference: &str) -> Result<Volume, Refusal> {
     let mut volume = find::<Volume>(draft, reference)?;
+    let name = volume.meta.name.clone();
+    if !volume.meta.is_removed() {
+        know_all_attachments(draft)?;
+        let held = draft.attachments_to(&volume);
+        if !held.is_empty() {
+            return Err(Refusal::Precondition(format!(
+                "volume '{name}' is attached to {}: detach first with `symphony ctl volume detach {name} --client …`",
+                clients(&held)
+            )));
+        }
+    }
     if volume.bury(draft.now) {
         draft.put(volume.clone());
+        audit(draft, author, "volume.remove", Kind::Volume, volume.meta.id, &name, None);
     }
     Ok(volume)
 }

@@ -1,0 +1,104 @@
+//! What a manager tells monitoring: the state of the cluster as its view shows it.
+
+use super::Stage;
+use super::init::Manager;
+use super::view::View;
+use crate::model::{ByteSize, Pool, Service};
+use crate::runtime::metrics::{Labels, Page};
+use std::collections::BTreeMap;
+
+/// Fills a page; a manager that is no member has little to say.
+pub fn fill(manager: &Manager, page: &mut Page) {
+    let stage = manager.stage();
+    let member = matches!(stage, Stage::Member(_));
+    page.gauge("manager_member", "1 if this manager is a member and serves", [(vec![], f64::from(u8::from(member)))]);
+    let Stage::Member(member) = stage else { return };
+    let view = member.view.read();
+    let leads = view.leader.as_ref().is_some_and(|leader| *leader.value == member.service);
+    page.gauge("manager_leader", "1 if this manager leads", [(vec![], f64::from(u8::from(leads)))]);
+    let sessions = view.sessions.values().filter(|session| session.value.manager == member.service).count();
+    page.gauge("manager_sessions", "Sessions that this manager holds", [(vec![], number(sessions))]);
+    services(&view, page);
+    objects(&view, page);
+}
+
+fn number(count: usize) -> f64 {
+    count as f64
+}
+
+fn bytes(size: ByteSize) -> f64 {
+    size.as_u64() as f64
+}
+
+fn tally(labels: impl Iterator<Item = Labels>) -> impl Iterator<Item = (Labels, f64)> {
+    let mut counts: BTreeMap<Labels, usize> = BTreeMap::new();
+    for labels in labels {
+        *counts.entry(labels).or_default() += 1;
+    }
+    counts.into_iter().map(|(labels, count)| (labels, number(count)))
+}
+
+fn of_service(service: &Service) -> Labels {
+    vec![
+        ("service", service.meta.id.to_string()),
+        ("host", service.status.host_name.clone()),
+        ("type", service.spec.service_type.to_string()),
+    ]
+}
+
+fn services(view: &View, page: &mut Page) {
+    let services = || view.services.values().map(|service| &*service.value);
+    let state = |service: &Service| {
+        vec![("type", service.spec.service_type.to_string()), ("state", service.status.state.to_string())]
+    };
+    page.gauge("services", "Services by type and state", tally(services().map(state)));
+    let expiry = services().filter(|service| !service.meta.is_removed()).filter_map(|service| {
+        let certificate = service.status.certificate.as_ref()?;
+        Some((of_service(service), seconds(certificate.expires_at.as_millis())))
+    });
+    page.gauge(
+        "certificate_expiry_timestamp_seconds",
+        "When a service's certificate expires, in seconds since 1970",
+        expiry,
+    );
+    let roots = view.authority.as_ref().map(|held| held.value.trust());
+    let expiry = roots
+        .iter()
+        .flat_map(|trust| trust.roots())
+        .map(|root| (vec![("root", root.public_key().to_string())], seconds(root.expires_at().as_millis())));
+    page.gauge(
+        "root_certificate_expiry_timestamp_seconds",
+        "When a root of the cluster expires, in seconds since 1970",
+        expiry,
+    );
+    let clients = view.clients.values().map(|client| &*client.value).filter(|client| !client.meta.is_removed());
+    let expiry = clients.map(|client| {
+        let labels = vec![("client", client.meta.name.to_string()), ("role", client.spec.role.to_string())];
+        (labels, seconds(client.status.certificate.expires_at.as_millis()))
+    });
+    page.gauge(
+        "client_certificate_expiry_timestamp_seconds",
+        "When a client's certificate expires, in seconds since 1970",
+        expiry,
+    );
+}
+
+fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1000.0
+}
+
+fn objects(view: &View, page: &mut Page) {
+    let volumes = view.volumes.values().map(|volume| vec![("phase", volume.value.status.phase.to_string())]);
+    page.gauge("volumes", "Volumes by phase", tally(volumes));
+    let attachments = view.attachments.values().map(|held| vec![("phase", held.value.status.phase.to_string())]);
+    page.gauge("attachments", "Attachments by phase", tally(attachments));
+    let pools = || view.pools.values().map(|pool| &*pool.value);
+    page.gauge("pools", "Pools by phase", tally(pools().map(|pool| vec![("phase", pool.status.phase.to_string())])));
+    let labels = |pool: &Pool| vec![("pool", pool.meta.name.to_string()), ("service", pool.spec.service.to_string())];
+    let sizes = |of: fn(&Pool) -> Option<ByteSize>| {
+        pools().filter_map(move |pool| Some((labels(pool), bytes(of(pool)?)))).collect::<Vec<_>>()
+    };
+    page.gauge("pool_capacity_bytes", "What a pool can hold", sizes(|pool| pool.status.capacity));
+    page.gauge("pool_used_bytes", "What a pool's volumes occupy", sizes(|pool| pool.status.used));
+    page.gauge("pool_reserved_bytes", "What a pool's volumes were promised", sizes(|pool| Some(pool.status.reserved)));
+}
