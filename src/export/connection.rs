@@ -1,167 +1,69 @@
-//! One connection, from its greeting to its end, on its own thread: shakes hands, then carries out requests in order.
+//! One connection, from its greeting to its end, on its own thread: is received, then has its requests carried out in
+//! order.
 
 mod outbound;
+mod reception;
 
 use super::listener::Origin;
-use super::server::{Seats, Shared};
-use super::table::{Attached, Cut, ExportTable};
+use super::server::Shared;
+use super::table::Attached;
 use crate::io::BlockIo;
 use crate::nbd::reply::{self, Run};
-use crate::nbd::{
-    Command, Event, ExportDescription, Exports, Handshake, Inbound, Listed, NbdErrno, Negotiated, Policy, Progress,
-    ProtocolError, Request, Stream, Terms,
-};
+use crate::nbd::{Command, Event, Inbound, Line, NbdErrno, Negotiated, ProtocolError, Request, Stream, Terms};
 use outbound::Outbound;
+use reception::Entered;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 /// Descriptors in one answer about block status; clients ask again where it ends.
 const MAX_EXTENTS: usize = 4096;
-
-/// Received at once during the handshake, in bytes.
-const HANDSHAKE_BATCH: usize = 4096;
 
 /// Why a connection ended other than by its client's leave.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionError {
     #[error("the connection broke")]
     Stream(#[from] io::Error),
+    #[error("the TLS handshake failed")]
+    Tls(#[source] io::Error),
     #[error("the client broke the protocol")]
     Protocol(#[from] ProtocolError),
 }
 
-/// Serves until the client leaves, the server closes or the export is retired.
-pub(super) fn run(shared: &Shared, stream: &Arc<Stream>, origin: Origin) {
-    let verdict = match &origin {
-        Origin::Tcp { peer, local } => (shared.config.admit)(peer, local),
-        Origin::Unix => Ok(()),
-    };
-    let admitted = verdict.and_then(|()| {
-        shared.seat(Seats::Admitted).ok_or_else(|| {
-            format!("there are {} connections already, which is the limit", shared.config.max_connections)
-        })
-    });
-    let (seat, policy) = match admitted {
-        Ok(seat) => (Some(seat), Policy::Admit),
-        Err(reason) => {
-            tracing::warn!(?origin, reason, "refusing an NBD client");
-            (shared.seat(Seats::Refused), Policy::Refuse(reason))
+/// Serves until the client leaves, the server closes, the export is retired or its guest is fenced.
+pub(super) fn run(shared: &Shared, number: u64, stream: &Arc<Stream>, origin: Origin) {
+    match serve(shared, number, stream, origin) {
+        Ok(()) => {}
+        Err(error @ ConnectionError::Tls(_)) => {
+            tracing::warn!(%origin, error = &error as &dyn std::error::Error, "refusing an NBD client");
         }
-    };
-    // Held to the end: this connection counts until then.
-    let Some(_seat) = seat else { return };
-    let outcome = serve(shared, stream, policy);
-    if let Err(error) = outcome {
-        tracing::debug!(?origin, error = &error as &dyn std::error::Error, "an NBD connection ended");
+        Err(error) => {
+            tracing::debug!(%origin, error = &error as &dyn std::error::Error, "an NBD connection ended");
+        }
     }
     if let Err(error) = stream.shutdown(Shutdown::Both) {
-        tracing::debug!(?origin, %error, "closing an NBD connection");
+        tracing::debug!(%origin, %error, "closing an NBD connection");
     }
 }
 
-fn serve(shared: &Shared, stream: &Arc<Stream>, policy: Policy) -> Result<(), ConnectionError> {
-    let Some((negotiated, leftover)) = shake_hands(shared, stream, policy)? else { return Ok(()) };
-    stream.set_read_timeout(None)?;
-    stream.set_write_timeout(None)?;
-    transmit(shared, stream, negotiated, &leftover)
-}
-
-/// What one connection sees of the table: every export it opens can cut it off.
-struct Door<'a> {
-    table: &'a ExportTable,
-    stream: &'a Arc<Stream>,
-}
-
-impl Exports for Door<'_> {
-    type Opened = Attached;
-
-    fn list(&self) -> Vec<Listed> {
-        self.table.list().into_iter().map(|(name, description)| Listed { name, description }).collect()
+fn serve(shared: &Shared, number: u64, stream: &Arc<Stream>, origin: Origin) -> Result<(), ConnectionError> {
+    let Some(Entered { mut line, negotiated, leftover, seat }) = reception::receive(shared, number, stream, origin)?
+    else {
+        return Ok(());
+    };
+    let outcome = match &mut line {
+        Line::Plain(_) => transmit(shared, &mut &**stream, negotiated, &leftover),
+        Line::Tls(secure) => transmit(shared, secure.as_mut(), negotiated, &leftover),
+    };
+    // "The server MUST close down the TLS session": as far as the client listens, and never while an export is held.
+    if let (Ok(()), Line::Tls(secure)) = (&outcome, &mut line)
+        && let Err(error) = secure.farewell()
+    {
+        tracing::debug!(%origin, %error, "taking leave of an NBD client");
     }
-
-    fn open(&self, name: &str) -> Option<(ExportDescription, Attached)> {
-        let stream = Arc::clone(self.stream);
-        let cut: Cut = Box::new(move || {
-            if let Err(error) = stream.shutdown(Shutdown::Both) {
-                tracing::warn!(%error, "cutting an NBD client off");
-            }
-        });
-        let export = self.table.attach(name, Some(cut))?;
-        let description = ExportDescription {
-            name: name.to_owned(),
-            description: export.description().to_owned(),
-            size: export.io()?.size(),
-            read_only: export.is_read_only(),
-            minimum_block: 1,
-        };
-        Some((description, export))
-    }
-}
-
-/// The stream of a handshake: everything on it together must be done by the deadline.
-struct Timed<'a> {
-    stream: &'a Stream,
-    deadline: Instant,
-}
-
-impl Timed<'_> {
-    fn left(&self) -> io::Result<Option<std::time::Duration>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
-    }
-}
-
-impl Read for Timed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        self.stream.read(buffer)
-    }
-}
-
-impl Write for Timed<'_> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        self.stream.write(buffer)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-type Entered = (Negotiated<Attached>, Vec<u8>);
-
-/// The agreement, and bytes that came behind it; `None` if there is nothing more to say to the client.
-fn shake_hands(shared: &Shared, stream: &Arc<Stream>, policy: Policy) -> Result<Option<Entered>, ConnectionError> {
-    let mut timed = Timed { stream, deadline: Instant::now() + shared.config.handshake_timeout };
-    let door = Door { table: &shared.table, stream };
-    let (mut input, mut output) = (Vec::new(), Vec::new());
-    let mut handshake = Handshake::new(policy, &mut output);
-    loop {
-        if shared.closing.load(Ordering::SeqCst) {
-            handshake.set_policy(Policy::ShuttingDown);
-        }
-        let (used, progress) = handshake.receive(&input, &door, &mut output);
-        input.drain(..used.min(input.len()));
-        timed.write_all(&output)?;
-        output.clear();
-        match progress {
-            Progress::Continue => {}
-            Progress::More => {
-                let mut batch = [0; HANDSHAKE_BATCH];
-                let count = receive(&mut timed, &mut batch)?;
-                if count == 0 {
-                    return Ok(None);
-                }
-                input.extend(batch.get(..count).unwrap_or_default());
-            }
-            Progress::Enter(negotiated) => return Ok(Some((negotiated, input))),
-            Progress::Close => return Ok(None),
-        }
-    }
+    drop(seat);
+    outcome
 }
 
 fn receive<R: Read>(stream: &mut R, buffer: &mut [u8]) -> io::Result<usize> {
@@ -173,9 +75,9 @@ fn receive<R: Read>(stream: &mut R, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-fn transmit(
+fn transmit<S: Read + Write>(
     shared: &Shared,
-    mut stream: &Stream,
+    stream: &mut S,
     negotiated: Negotiated<Attached>,
     leftover: &[u8],
 ) -> Result<(), ConnectionError> {
@@ -193,7 +95,7 @@ fn transmit(
     };
     loop {
         while let Some(event) = inbound.next(&terms, io.size())? {
-            // A retired export takes no further step, even for requests that are already here.
+            // A retired export, or a fenced guest, takes no further step, even for requests that are already here.
             if export.io().is_none() {
                 return Ok(());
             }
@@ -213,7 +115,7 @@ fn transmit(
         }
         // Nobody sends while replies are owed that it may be waiting for.
         desk.out.send()?;
-        match receive(&mut stream, inbound.vacancy())? {
+        match receive(desk.out.stream(), inbound.vacancy())? {
             0 => return Ok(()),
             count => inbound.received(count),
         }
@@ -221,16 +123,16 @@ fn transmit(
 }
 
 /// Where requests are carried out and replies are laid out.
-struct Desk<'a> {
+struct Desk<'a, S> {
     io: &'a dyn BlockIo,
     name: &'a str,
     structured: bool,
-    out: Outbound<'a>,
+    out: Outbound<'a, S>,
     /// A failing medium is reported once per connection; its clients hear of each failure.
     told: bool,
 }
 
-impl Desk<'_> {
+impl<S: Write> Desk<'_, S> {
     fn refuse(&mut self, cookie: u64, errno: NbdErrno, reason: &str) {
         reply::error(self.structured, cookie, errno, reason, self.out.headers());
     }

@@ -21,8 +21,17 @@ const BREATHER: u8 = 100;
 /// Where a connection came in.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Origin {
-    Tcp { peer: SocketAddr, local: SocketAddr },
+    Tcp(SocketAddr),
     Unix,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(peer) => write!(f, "{peer}"),
+            Self::Unix => f.write_str("the unix socket"),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -42,10 +51,9 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept()?;
-                let local = stream.local_addr()?;
                 prepare(&stream)?;
-                let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-                Ok((Stream::Tcp(stream), Origin::Tcp { peer: canonical(peer), local: canonical(local) }))
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                Ok((Stream::Tcp(stream), Origin::Tcp(peer)))
             }
             Self::Unix(listener) => listener.accept().map(|(stream, _)| (Stream::Unix(stream), Origin::Unix)),
         }

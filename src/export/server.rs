@@ -7,10 +7,13 @@
 use super::connection;
 use super::listener::{Listener, Origin, SocketFile, accept_all};
 use super::table::ExportTable;
+use super::tls::ServerTls;
+use crate::host::tcp_peer;
 use crate::nbd::Stream;
-use std::collections::HashMap;
+use crate::pki::Keyring;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,9 +24,13 @@ use std::time::{Duration, Instant};
 /// Connections that are only told why they are refused; beyond these they are closed without a word.
 const REFUSALS: usize = 64;
 
-/// Decides whether a TCP peer may come in, from its address and the local one it reached; the error is told to it.
-/// Called on the connection's own thread.
-pub type PeerPolicy = Arc<dyn Fn(&SocketAddr, &SocketAddr) -> Result<(), String> + Send + Sync>;
+/// Connections that have yet to prove who they are; beyond these the oldest makes room for the newest, so that whoever
+/// holds connections half open keeps nobody out for long.
+const UNPROVEN: usize = 256;
+
+/// Decides whether a TCP peer is a local guest; the error is told to it, as the reason why it needs TLS. Called on the
+/// connection's own thread.
+pub type PeerPolicy = Arc<dyn Fn(&TcpStream) -> Result<(), String> + Send + Sync>;
 
 /// Where and how to serve.
 #[derive(Clone)]
@@ -37,20 +44,30 @@ pub struct ServerConfig {
     pub handshake_timeout: Duration,
     /// At shutdown, clients have this long to take the replies they are owed.
     pub drain_timeout: Duration,
-    pub admit: PeerPolicy,
+    pub local: PeerPolicy,
+    /// What the server presents and believes; without it, or while it is empty, there is no TLS, and only local guests
+    /// come in.
+    pub tls: Option<Keyring>,
 }
 
 impl ServerConfig {
-    /// Listens nowhere yet, with the usual limits.
-    pub fn new(admit: PeerPolicy) -> Self {
+    /// Listens nowhere yet, with the usual limits; local is who the kernel says is.
+    pub fn new() -> Self {
         Self {
             tcp: None,
             unix: None,
             max_connections: 1024,
             handshake_timeout: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(10),
-            admit,
+            local: Arc::new(|stream| tcp_peer(stream).map(drop).map_err(|refused| refused.to_string())),
+            tls: None,
         }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -60,6 +77,8 @@ pub enum ServerError {
     Tcp { address: SocketAddr, source: io::Error },
     #[error("listening for NBD on {}", .path.display())]
     Unix { path: PathBuf, source: io::Error },
+    #[error("setting up TLS for NBD")]
+    Tls(#[source] crate::pki::Error),
     #[error("starting the thread that accepts NBD connections")]
     Thread(#[source] io::Error),
 }
@@ -77,10 +96,19 @@ pub struct NbdServer {
 /// What all connections of a server have in common.
 pub(super) struct Shared {
     pub(super) table: Arc<ExportTable>,
-    pub(super) config: ServerConfig,
+    pub(super) config: Rules,
     pub(super) closing: AtomicBool,
     registry: Mutex<Registry>,
     changed: Condvar,
+}
+
+/// A server's configuration as its connections need it.
+pub(super) struct Rules {
+    pub(super) max_connections: usize,
+    pub(super) handshake_timeout: Duration,
+    drain_timeout: Duration,
+    pub(super) local: PeerPolicy,
+    pub(super) tls: Option<ServerTls>,
 }
 
 #[derive(Default)]
@@ -88,20 +116,36 @@ struct Registry {
     connections: HashMap<u64, Arc<Stream>>,
     threads: Vec<JoinHandle<()>>,
     next: u64,
-    seats: [usize; 2],
+    admitted: usize,
+    refused: usize,
+    /// In the order of their coming.
+    unproven: VecDeque<u64>,
 }
 
-/// Two kinds of room, so that clients that are refused cannot crowd out those that are welcome.
-#[derive(Clone, Copy, Debug)]
+/// Kinds of room, so that clients that are refused, or come to nothing, cannot crowd out those that are welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seats {
-    Admitted = 0,
-    Refused = 1,
+    Admitted,
+    Refused,
+    Unproven,
 }
 
 /// Room for one connection of its kind; given back when dropped.
 pub(super) struct Seat<'a> {
     shared: &'a Shared,
     kind: Seats,
+    number: u64,
+}
+
+impl Seat<'_> {
+    pub(super) fn kind(&self) -> Seats {
+        self.kind
+    }
+
+    /// The connection's.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
 }
 
 impl NbdServer {
@@ -124,6 +168,9 @@ impl NbdServer {
             socket = Some(file);
             listeners.push(listener);
         }
+        let ServerConfig { max_connections, handshake_timeout, drain_timeout, local, tls, .. } = config;
+        let tls = tls.map(ServerTls::new).transpose()?;
+        let config = Rules { max_connections, handshake_timeout, drain_timeout, local, tls };
         let (stop, stopped) = UnixStream::pair().map_err(ServerError::Thread)?;
         let (closing, registry, changed) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { table, config, closing, registry, changed });
@@ -186,8 +233,8 @@ impl Shared {
         let mut registry = self.registry();
         let (ended, running) = registry.threads.drain(..).partition::<Vec<_>, _>(JoinHandle::is_finished);
         registry.threads = running;
-        if registry.connections.len() >= self.config.max_connections.saturating_add(REFUSALS) {
-            tracing::warn!(?origin, "closing an NBD connection: there are too many");
+        if registry.connections.len() >= self.config.max_connections.saturating_add(REFUSALS + UNPROVEN) {
+            tracing::warn!(%origin, "closing an NBD connection: there are too many");
             return;
         }
         let number = registry.next;
@@ -200,30 +247,43 @@ impl Shared {
         let thread = std::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
             // Declared in this order, the entry goes after all that the connection holds.
             let _registered = Registered { shared: &shared, number };
-            connection::run(&shared, &stream, origin);
+            connection::run(&shared, number, &stream, origin);
         });
         match thread {
             Ok(thread) => self.registry().threads.push(thread),
             Err(error) => {
-                tracing::warn!(%error, ?origin, "closing an NBD connection: no thread for it");
+                tracing::warn!(%error, %origin, "closing an NBD connection: no thread for it");
                 self.forget(number);
             }
         }
     }
 
-    /// Room for one more, if there is any.
-    pub(super) fn seat(&self, kind: Seats) -> Option<Seat<'_>> {
-        let limit = match kind {
-            Seats::Admitted => self.config.max_connections,
-            Seats::Refused => REFUSALS,
-        };
+    /// Room for the connection of this number, if there is any. For an unproven one there always is: the oldest of its
+    /// kind is cut for it.
+    pub(super) fn seat(&self, kind: Seats, number: u64) -> Option<Seat<'_>> {
         let mut registry = self.registry();
-        let taken = registry.seats.get_mut(kind as usize)?;
-        if *taken >= limit {
-            return None;
+        match kind {
+            Seats::Admitted if registry.admitted < self.config.max_connections => registry.admitted += 1,
+            Seats::Refused if registry.refused < REFUSALS => registry.refused += 1,
+            Seats::Admitted | Seats::Refused => return None,
+            Seats::Unproven => {
+                if registry.unproven.len() >= UNPROVEN
+                    && let Some(oldest) = registry.unproven.pop_front()
+                    && let Some(stream) = registry.connections.get(&oldest)
+                    && let Err(error) = stream.shutdown(Shutdown::Both)
+                {
+                    tracing::debug!(%error, "making room for an NBD client");
+                }
+                registry.unproven.push_back(number);
+            }
         }
-        *taken += 1;
-        Some(Seat { shared: self, kind })
+        drop(registry);
+        Some(Seat { shared: self, kind, number })
+    }
+
+    /// Why there is no seat.
+    pub(super) fn full(&self) -> String {
+        format!("there are {} connections already, which is the limit", self.config.max_connections)
     }
 
     fn forget(&self, number: u64) {
@@ -270,8 +330,11 @@ impl Drop for Registered<'_> {
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        if let Some(taken) = self.shared.registry().seats.get_mut(self.kind as usize) {
-            *taken = taken.saturating_sub(1);
+        let mut registry = self.shared.registry();
+        match self.kind {
+            Seats::Admitted => registry.admitted = registry.admitted.saturating_sub(1),
+            Seats::Refused => registry.refused = registry.refused.saturating_sub(1),
+            Seats::Unproven => registry.unproven.retain(|number| *number != self.number),
         }
     }
 }

@@ -5,11 +5,17 @@
 //! ```
 //! A leaving export takes no new users, its connections are cut, and its name stays taken until the last of them has
 //! let go: whoever retires it may then delete or unmount what lies below.
+//!
+//! Clients of other hosts come in by a grant, which belongs to the export's name: it may come before the export is
+//! published and outlives its end. A fence takes the grant and waits until the client's last operation is done. Who
+//! comes in is judged under the same lock, so nobody slips in behind a fence, however long its handshake took.
 
+use super::grants::{AdmitError, AttachError, Grant, Grants, Guest};
 use crate::io::BlockIo;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use uuid::Uuid;
 
 /// One export as the control plane hands it over.
 #[derive(Clone)]
@@ -39,6 +45,14 @@ pub enum Retired {
     WasAbsent,
 }
 
+/// What [`ExportTable::fence`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fenced {
+    Gone,
+    /// The client had no grant.
+    WasAbsent,
+}
+
 type Snapshot = BTreeMap<String, Arc<Entry>>;
 
 /// See the module. Shared by the control plane and all connections.
@@ -48,6 +62,8 @@ pub struct ExportTable {
     current: Mutex<Arc<Snapshot>>,
     /// Held by whoever makes the next snapshot.
     changing: Mutex<()>,
+    /// Held before an entry's users, by whoever comes in and whoever changes a grant; never while waiting.
+    grants: Mutex<Grants>,
 }
 
 struct Entry {
@@ -61,8 +77,16 @@ struct Entry {
 struct Users {
     /// Absent once the export is leaving, so that the last user to let go closes the medium.
     io: Option<Arc<dyn BlockIo>>,
-    cuts: HashMap<u64, Option<Cut>>,
+    present: HashMap<u64, User>,
     next: u64,
+}
+
+struct User {
+    guest: Guest,
+    read_only: bool,
+    /// Absent once it was called.
+    cut: Option<Cut>,
+    ended: Arc<AtomicBool>,
 }
 
 /// A connection's hold on an export; lets go when dropped.
@@ -71,6 +95,9 @@ pub struct Attached {
     number: u64,
     /// Present until dropped.
     io: Option<Arc<dyn BlockIo>>,
+    read_only: bool,
+    /// This connection alone was cut.
+    ended: Arc<AtomicBool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -94,7 +121,7 @@ impl ExportTable {
             let leaving = entry.leaving.load(Ordering::SeqCst);
             return Err(if leaving { PublishError::Leaving { name } } else { PublishError::Taken { name } });
         }
-        let users = Mutex::new(Users { io: Some(io), cuts: HashMap::new(), next: 0 });
+        let users = Mutex::new(Users { io: Some(io), present: HashMap::new(), next: 0 });
         let entry = Entry { description, read_only, users, idle: Condvar::new(), leaving: AtomicBool::new(false) };
         let mut next = Snapshot::clone(&current);
         next.insert(name, Arc::new(entry));
@@ -118,28 +145,89 @@ impl ExportTable {
         Retired::Gone
     }
 
-    /// Everything that is being served: name and description, in order of names.
-    pub fn list(&self) -> Vec<(String, String)> {
+    /// Lets a client in from now on, in place of what it was granted before. If it may only read now, its connections
+    /// that may write are cut, and this returns when they are gone.
+    ///
+    /// # Errors
+    /// The client is to be alone and is not, or another one is. Nobody is cut for that.
+    pub fn admit(&self, name: &str, grant: Grant) -> Result<(), AdmitError> {
+        let Grant { client, read_only, exclusive, .. } = grant;
+        let mut grants = lock(&self.grants);
+        grants.check(name, &grant)?;
+        let entry = self.entry(name);
+        let others = entry.as_ref().map_or(0, |entry| entry.count(|user| user.guest != Guest::Client(client)));
+        if exclusive && others > 0 {
+            return Err(AdmitError::InUse { export: name.to_owned(), connections: others });
+        }
+        grants.put(name, grant);
+        let Some(entry) = entry.filter(|_| read_only) else { return Ok(()) };
+        let writers = |user: &User| user.guest == Guest::Client(client) && !user.read_only;
+        entry.cut(writers);
+        drop(grants);
+        // Who comes in from here on may only read.
+        entry.wait_until_none(writers);
+        Ok(())
+    }
+
+    /// Takes a client's grant away and cuts its connections. Returns when its last operation has finished and it has
+    /// let go: nothing that it ever sent takes effect later.
+    pub fn fence(&self, name: &str, client: Uuid) -> Fenced {
+        let mut grants = lock(&self.grants);
+        let fenced = if grants.take(name, client) { Fenced::Gone } else { Fenced::WasAbsent };
+        let theirs = |user: &User| user.guest == Guest::Client(client);
+        // Looked up under the lock: an entry that has users is in the snapshot.
+        let entry = self.entry(name);
+        if let Some(entry) = &entry {
+            entry.cut(theirs);
+        }
+        drop(grants);
+        if let Some(entry) = entry {
+            entry.wait_until_none(theirs);
+        }
+        fenced
+    }
+
+    /// What is being served and the guest may know of: name and description, in order of names.
+    pub fn list(&self, guest: Guest) -> Vec<(String, String)> {
         let snapshot = self.snapshot();
-        let served = snapshot.iter().filter(|(_, entry)| !entry.leaving.load(Ordering::SeqCst));
+        let grants = lock(&self.grants);
+        let known = |name: &str| match guest {
+            Guest::Local => true,
+            Guest::Client(client) => grants.of(name, client).is_some(),
+        };
+        let served = snapshot.iter().filter(|(name, entry)| !entry.leaving.load(Ordering::SeqCst) && known(name));
         served.map(|(name, entry)| (name.clone(), entry.description.clone())).collect()
     }
 
     /// How many connections hold the export now; `None` if there is none of that name.
     pub fn users(&self, name: &str) -> Option<usize> {
-        self.snapshot().get(name).map(|entry| lock(&entry.users).cuts.len())
+        self.entry(name).map(|entry| entry.count(|_| true))
     }
 
-    /// Takes hold of an export. `cut`, if any, is called when the export is retired while it is held.
-    pub fn attach(&self, name: &str, cut: Option<Cut>) -> Option<Attached> {
-        let entry = Arc::clone(self.snapshot().get(name)?);
+    /// Takes hold of an export. `cut`, if any, is called when the hold must end: the export is retired or the guest is
+    /// fenced.
+    pub fn attach(&self, name: &str, guest: Guest, cut: Option<Cut>) -> Result<Attached, AttachError> {
+        // To the end: from the judgement to the entry in the list of users no fence may pass.
+        let grants = lock(&self.grants);
+        let to_read = grants.judge(name, guest)?;
+        let unknown = || match guest {
+            Guest::Local => AttachError::Unknown(name.to_owned()),
+            Guest::Client(client) => AttachError::NotGranted { export: name.to_owned(), client },
+        };
+        let entry = self.entry(name).ok_or_else(unknown)?;
         let mut users = lock(&entry.users);
-        let io = Arc::clone(users.io.as_ref()?);
+        let io = users.io.as_ref().map(Arc::clone).ok_or_else(unknown)?;
         let number = users.next;
         users.next += 1;
-        users.cuts.insert(number, cut);
+        let read_only = entry.read_only || to_read;
+        let ended = Arc::new(AtomicBool::new(false));
+        users.present.insert(number, User { guest, read_only, cut, ended: Arc::clone(&ended) });
         drop(users);
-        Some(Attached { entry, number, io: Some(io) })
+        Ok(Attached { entry, number, io: Some(io), read_only, ended })
+    }
+
+    fn entry(&self, name: &str) -> Option<Arc<Entry>> {
+        self.snapshot().get(name).map(Arc::clone)
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -153,23 +241,43 @@ impl Entry {
         self.leaving.store(true, Ordering::SeqCst);
         // Closed under the lock: a second retirer must not return while the first one still closes the medium.
         users.io = None;
-        for cut in users.cuts.values_mut().filter_map(Option::take) {
-            cut();
+        drop(users);
+        self.cut(|_| true);
+        self.wait_until_none(|_| true);
+    }
+
+    fn count(&self, which: impl Fn(&User) -> bool) -> usize {
+        lock(&self.users).present.values().filter(|user| which(user)).count()
+    }
+
+    fn cut(&self, which: impl Fn(&User) -> bool) {
+        for user in lock(&self.users).present.values_mut().filter(|user| which(user)) {
+            user.ended.store(true, Ordering::SeqCst);
+            if let Some(cut) = user.cut.take() {
+                cut();
+            }
         }
-        while !users.cuts.is_empty() {
+    }
+
+    /// Of those that were cut; whoever came in by a later grant is not waited for.
+    fn wait_until_none(&self, which: impl Fn(&User) -> bool) {
+        let mut users = lock(&self.users);
+        while users.present.values().any(|user| user.ended.load(Ordering::SeqCst) && which(user)) {
             users = self.idle.wait(users).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
 impl Attached {
-    /// The medium; `None` never, while the hold lasts and the export is not leaving.
+    /// The medium; `None` once the hold must end: then nothing more is carried out.
     pub fn io(&self) -> Option<&Arc<dyn BlockIo>> {
-        if self.entry.leaving.load(Ordering::SeqCst) { None } else { self.io.as_ref() }
+        let over = self.entry.leaving.load(Ordering::SeqCst) || self.ended.load(Ordering::SeqCst);
+        if over { None } else { self.io.as_ref() }
     }
 
+    /// For this guest.
     pub fn is_read_only(&self) -> bool {
-        self.entry.read_only
+        self.read_only
     }
 
     pub fn description(&self) -> &str {
@@ -181,7 +289,7 @@ impl Drop for Attached {
     fn drop(&mut self) {
         // The medium first: whoever waits for us wants it closed.
         self.io = None;
-        lock(&self.entry.users).cuts.remove(&self.number);
+        lock(&self.entry.users).present.remove(&self.number);
         self.entry.idle.notify_all();
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! ```text
 //!   ClientFlags ──▶ Haggling ◀──▶ Skipping (data too long to keep)
-//!                      ├──▶ Enter: transmission begins with the next byte
-//!                      └──▶ Close
+//!                    │ ▲ ├──▶ Enter: transmission begins with the next byte
+//!           StartTls ▼ │ └──▶ Close
+//!                 Upgrading
 //! ```
 //! Oldstyle is not spoken. A client that does not claim fixed newstyle may only name its export.
+//!
+//! TLS itself is the caller's: it shakes hands after [`Progress::StartTls`] and says so with [`Handshake::secured`].
+//! Nothing that was received or settled in plain outlives that moment. Section "TLS support".
 
 use super::negotiate::{self, Answer};
 use super::wire::*;
@@ -50,8 +54,27 @@ pub trait Exports {
 
     fn list(&self) -> Vec<Listed>;
 
-    /// `None` if there is no such export now.
-    fn open(&self, name: &str) -> Option<(ExportDescription, Self::Opened)>;
+    fn open(&self, name: &str) -> Result<(ExportDescription, Self::Opened), Closed>;
+}
+
+/// Why an export cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// There is none of that name now.
+    Unknown,
+    /// Answered with `NBD_REP_ERR_POLICY` and this text.
+    Forbidden(String),
+}
+
+/// What a connection may do about TLS. It stays as it is for a connection's life, but for the upgrade itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// NOTLS: a wish for it is answered with `NBD_REP_ERR_POLICY` and this text.
+    Refused(String),
+    /// SELECTIVETLS with no export that is for TLS only: the client may have it.
+    Offered,
+    /// FORCEDTLS: without it every option is answered with `NBD_REP_ERR_TLS_REQD` and this text.
+    Demanded(String),
 }
 
 /// How to treat the client.
@@ -81,6 +104,8 @@ pub enum Progress<T> {
     More,
     /// A message was dealt with; there may be another in the input.
     Continue,
+    /// The TLS handshake begins with the next byte in both directions; [`Handshake::secured`] when it has succeeded.
+    StartTls,
     Enter(Negotiated<T>),
     Close,
 }
@@ -89,6 +114,8 @@ pub enum Progress<T> {
 #[derive(Debug)]
 pub struct Handshake {
     policy: Policy,
+    encryption: Encryption,
+    encrypted: bool,
     state: State,
     options: u32,
     facts: Facts,
@@ -98,7 +125,12 @@ pub struct Handshake {
 enum State {
     ClientFlags,
     Haggling,
-    Skipping { option: u32, left: u32 },
+    /// In wait for TLS: what comes in plain now was not meant for us.
+    Upgrading,
+    Skipping {
+        option: u32,
+        left: u32,
+    },
 }
 
 /// What options have settled so far.
@@ -120,16 +152,25 @@ pub fn transmission_flags(read_only: bool, structured_replies: bool) -> u16 {
 
 impl Handshake {
     /// A handshake and the greeting that the server sends first.
-    pub fn new(policy: Policy, output: &mut Vec<u8>) -> Self {
+    pub fn new(policy: Policy, encryption: Encryption, output: &mut Vec<u8>) -> Self {
         output.extend(NBDMAGIC.to_be_bytes());
         output.extend(IHAVEOPT.to_be_bytes());
         output.extend((NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES).to_be_bytes());
-        Self { policy, state: State::ClientFlags, options: 0, facts: Facts::default() }
+        Self { policy, encryption, encrypted: false, state: State::ClientFlags, options: 0, facts: Facts::default() }
     }
 
     /// From the next option on.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
+    }
+
+    /// TLS is up: whatever the client settled before is forgotten, but for its flags, which it sends only once.
+    pub fn secured(&mut self, policy: Policy) {
+        let Facts { fixed, no_zeroes, .. } = self.facts;
+        self.facts = Facts { fixed, no_zeroes, ..Facts::default() };
+        self.encrypted = true;
+        self.policy = policy;
+        self.state = State::Haggling;
     }
 
     /// Deals with at most one message: says how many bytes of the input it used up, appends what is to be sent to
@@ -143,6 +184,7 @@ impl Handshake {
         match self.state {
             State::ClientFlags => self.client_flags(input),
             State::Haggling => self.option(input, exports, output),
+            State::Upgrading => (0, Progress::Close),
             State::Skipping { option, left } => self.skip(option, left, input, output),
         }
     }
@@ -178,12 +220,16 @@ impl Handshake {
         }
         let Some(data) = fields.bytes(length as usize) else { return (0, Progress::More) };
         self.options += 1;
+        let used = OPTION_HEADER + data.len();
+        if option == NBD_OPT_STARTTLS && self.policy == Policy::Admit {
+            return (used, self.start_tls(data, input.len() > used, output));
+        }
         let progress = match self.answer(option, data, exports, output) {
             Answer::Replied => Progress::Continue,
             Answer::Enter(negotiated) => Progress::Enter(negotiated),
             Answer::Close => Progress::Close,
         };
-        (OPTION_HEADER + data.len(), progress)
+        (used, progress)
     }
 
     fn answer<E: Exports>(&mut self, option: u32, data: &[u8], exports: &E, output: &mut Vec<u8>) -> Answer<E::Opened> {
@@ -191,16 +237,46 @@ impl Handshake {
             negotiate::reply(option, NBD_REP_ACK, &[], output);
             return Answer::Close;
         }
-        let (kind, text) = match &self.policy {
-            Policy::Admit => return negotiate::answer(option, data, &mut self.facts, exports, output),
-            Policy::Refuse(reason) => (NBD_REP_ERR_POLICY, reason.as_str()),
-            Policy::ShuttingDown => (NBD_REP_ERR_SHUTDOWN, "the server is shutting down"),
+        let Some((kind, text)) = self.obstacle() else {
+            return negotiate::answer(option, data, &mut self.facts, exports, output);
         };
         if option == NBD_OPT_EXPORT_NAME {
             return Answer::Close;
         }
         negotiate::refuse(option, kind, text, output);
         Answer::Replied
+    }
+
+    /// Why no option at all succeeds now; leave may be taken, and TLS begun where it is what is missing.
+    fn obstacle(&self) -> Option<(u32, &str)> {
+        match (&self.policy, &self.encryption) {
+            (Policy::Refuse(reason), _) => Some((NBD_REP_ERR_POLICY, reason)),
+            (Policy::ShuttingDown, _) => Some((NBD_REP_ERR_SHUTDOWN, "the server is shutting down")),
+            (Policy::Admit, Encryption::Demanded(text)) if !self.encrypted => Some((NBD_REP_ERR_TLS_REQD, text)),
+            (Policy::Admit, _) => None,
+        }
+    }
+
+    /// `more` says whether bytes came behind the option. A client waits for the answer, so they are somebody else's:
+    /// taken for part of the encrypted talk they would be obeyed in the client's name.
+    fn start_tls<T>(&mut self, data: &[u8], more: bool, output: &mut Vec<u8>) -> Progress<T> {
+        let option = NBD_OPT_STARTTLS;
+        match &self.encryption {
+            _ if !data.is_empty() => {
+                negotiate::refuse(option, NBD_REP_ERR_INVALID, "the option takes no data", output);
+            }
+            _ if self.encrypted => {
+                negotiate::refuse(option, NBD_REP_ERR_INVALID, "the connection is encrypted already", output);
+            }
+            Encryption::Refused(reason) => negotiate::refuse(option, NBD_REP_ERR_POLICY, reason, output),
+            Encryption::Offered | Encryption::Demanded(_) if more => return Progress::Close,
+            Encryption::Offered | Encryption::Demanded(_) => {
+                negotiate::reply(option, NBD_REP_ACK, &[], output);
+                self.state = State::Upgrading;
+                return Progress::StartTls;
+            }
+        }
+        Progress::Continue
     }
 
     fn skip<T>(&mut self, option: u32, left: u32, input: &[u8], output: &mut Vec<u8>) -> (usize, Progress<T>) {
@@ -210,8 +286,13 @@ impl Handshake {
             return (count as usize, Progress::More);
         }
         self.state = State::Haggling;
-        let text = format!("the option's data must not be longer than {MAX_OPTION} bytes");
-        negotiate::refuse(option, NBD_REP_ERR_TOO_BIG, &text, output);
+        match self.obstacle() {
+            Some((kind, text)) => negotiate::refuse(option, kind, text, output),
+            None => {
+                let text = format!("the option's data must not be longer than {MAX_OPTION} bytes");
+                negotiate::refuse(option, NBD_REP_ERR_TOO_BIG, &text, output);
+            }
+        }
         (count as usize, Progress::Continue)
     }
 }

@@ -4,8 +4,11 @@
 //! functions of [`reply`] say what to send. Sockets, threads and clocks are the caller's. The client's half,
 //! [`Client`], blocks on any stream that reads and writes; [`copy`] moves whole volumes through it.
 //!
-//! Never here: files, devices, tables of exports, who may connect. Limitations: no TLS, no extended headers, one
-//! metadata context (`base:allocation`).
+//! TLS is asked for with `NBD_OPT_STARTTLS` and spoken by [`Secure`], over rustls, on the thread that owns the
+//! connection; [`tls`] has the client's credentials.
+//!
+//! Never here: devices, tables of exports, who may connect. Limitations: TLS 1.3 only, where the specification also
+//! wants 1.2; no extended headers, one metadata context (`base:allocation`).
 
 mod client;
 pub mod copy;
@@ -15,14 +18,19 @@ mod inbound;
 mod negotiate;
 pub mod reply;
 mod request;
+mod secure;
 mod stream;
+pub mod tls;
 mod uri;
 pub mod wire;
 
-pub use client::{Client, ClientError, Completion, Status, Ticket};
+pub use client::{Client, ClientError, Completion, Dialled, Status, Ticket};
 pub use errno::NbdErrno;
-pub use handshake::{ExportDescription, Exports, Handshake, Listed, Negotiated, Policy, Progress, transmission_flags};
+pub use handshake::{
+    Closed, Encryption, ExportDescription, Exports, Handshake, Listed, Negotiated, Policy, Progress, transmission_flags,
+};
 pub use inbound::{Event, Inbound, Payload};
 pub use request::{Command, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
+pub use secure::{Line, Secure, Wire};
 pub use stream::{Stream, write_both};
-pub use uri::{Target, Uri, UriError};
+pub use uri::{Target, Tls, Uri, UriError};

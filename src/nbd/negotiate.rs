@@ -1,6 +1,6 @@
 //! What a server answers to each option of the handshake. Section "Option types".
 
-use super::handshake::{ExportDescription, Exports, Facts, Listed, Negotiated, transmission_flags};
+use super::handshake::{Closed, ExportDescription, Exports, Facts, Listed, Negotiated, transmission_flags};
 use super::wire::*;
 
 /// A preferred size that suits file systems and page caches, in bytes.
@@ -34,6 +34,13 @@ pub(super) fn refuse(option: u32, kind: u32, text: &str, output: &mut Vec<u8>) {
     reply(option, kind, clipped(text).as_bytes(), output);
 }
 
+fn decline(option: u32, name: &str, closed: Closed, output: &mut Vec<u8>) {
+    match closed {
+        Closed::Unknown => refuse(option, NBD_REP_ERR_UNKNOWN, &format!("there is no export '{name}' here"), output),
+        Closed::Forbidden(reason) => refuse(option, NBD_REP_ERR_POLICY, &reason, output),
+    }
+}
+
 /// Answers an option whose data has arrived whole.
 pub(super) fn answer<E: Exports>(
     option: u32,
@@ -49,7 +56,6 @@ pub(super) fn answer<E: Exports>(
         NBD_OPT_STRUCTURED_REPLY => structured_reply(data, facts, output),
         NBD_OPT_LIST_META_CONTEXT => list_contexts(data, exports, output),
         NBD_OPT_SET_META_CONTEXT => set_contexts(data, facts, exports, output),
-        NBD_OPT_STARTTLS => refuse(option, NBD_REP_ERR_UNSUP, "this server does not speak TLS", output),
         _ => refuse(option, NBD_REP_ERR_UNSUP, "this server does not know the option", output),
     }
     Answer::Replied
@@ -57,7 +63,8 @@ pub(super) fn answer<E: Exports>(
 
 /// Only "yes" can be said here; "no" is the end of the connection.
 fn export_name<E: Exports>(data: &[u8], facts: &Facts, exports: &E, output: &mut Vec<u8>) -> Answer<E::Opened> {
-    let Some((name, (description, export))) = string(data).and_then(|name| Some((name, exports.open(name)?))) else {
+    let Some((name, (description, export))) = string(data).and_then(|name| Some((name, exports.open(name).ok()?)))
+    else {
         return Answer::Close;
     };
     if description.minimum_block > 1 {
@@ -91,9 +98,12 @@ fn info_or_go<E: Exports>(
         refuse(option, NBD_REP_ERR_INVALID, "the option's data is malformed", output);
         return Answer::Replied;
     };
-    let Some((description, export)) = exports.open(name) else {
-        refuse(option, NBD_REP_ERR_UNKNOWN, &format!("there is no export '{name}' here"), output);
-        return Answer::Replied;
+    let (description, export) = match exports.open(name) {
+        Ok(opened) => opened,
+        Err(closed) => {
+            decline(option, name, closed, output);
+            return Answer::Replied;
+        }
     };
     let sizes_known = wanted.contains(&NBD_INFO_BLOCK_SIZE);
     describe(option, &description, &wanted, facts, output);
@@ -179,8 +189,8 @@ fn list_contexts<E: Exports>(data: &[u8], exports: &E, output: &mut Vec<u8>) {
     let Some((name, queries)) = parse_contexts(data) else {
         return refuse(option, NBD_REP_ERR_INVALID, "the option's data is malformed", output);
     };
-    if exports.open(name).is_none() {
-        return refuse(option, NBD_REP_ERR_UNKNOWN, &format!("there is no export '{name}' here"), output);
+    if let Err(closed) = exports.open(name) {
+        return decline(option, name, closed, output);
     }
     if queries.is_empty() || queries.iter().any(|query| matches!(*query, "base:" | BASE_ALLOCATION)) {
         reply_context(option, 0, output);
@@ -198,8 +208,8 @@ fn set_contexts<E: Exports>(data: &[u8], facts: &mut Facts, exports: &E, output:
     let Some((name, queries)) = parse_contexts(data) else {
         return refuse(option, NBD_REP_ERR_INVALID, "the option's data is malformed", output);
     };
-    if exports.open(name).is_none() {
-        return refuse(option, NBD_REP_ERR_UNKNOWN, &format!("there is no export '{name}' here"), output);
+    if let Err(closed) = exports.open(name) {
+        return decline(option, name, closed, output);
     }
     if queries.contains(&BASE_ALLOCATION) {
         facts.allocation_of = Some(name.to_owned());

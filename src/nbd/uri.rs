@@ -1,6 +1,7 @@
-//! NBD URIs, as in `doc/uri.md`: `nbd://host:port/export` and `nbd+unix:///export?socket=/path`.
+//! NBD URIs, as in `doc/uri.md`: `nbd://host:port/export` and `nbd+unix:///export?socket=/path`, with TLS
+//! `nbds://host:port/export?tls-certificates=/directory` and `nbds+unix:///…`.
 //!
-//! Limitation: the TLS schemes and parameters are recognised and refused.
+//! Limitation: of the TLS parameters only the directory of the certificates is understood.
 
 use super::wire::{MAX_STRING, NBD_DEFAULT_PORT};
 use std::ffi::{OsStr, OsString};
@@ -15,6 +16,15 @@ pub struct Uri {
     pub target: Target,
     /// The name of the export; may be empty, which is a server's default export.
     pub export: String,
+    /// Absent: in plain.
+    pub tls: Option<Tls>,
+}
+
+/// The connection must be encrypted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// A directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`; absent: the caller has credentials.
+    pub certificates: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,10 +42,12 @@ pub enum Target {
 /// Why a text is not an [`Uri`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
-    #[error("'{uri}' is not an NBD URI: write nbd://host:port/name or nbd+unix:///name?socket=/path")]
+    #[error(
+        "'{uri}' is not an NBD URI: write nbd://host:port/name, nbds://host:port/name or nbd+unix:///name?socket=/path"
+    )]
     Scheme { uri: String },
-    #[error("'{uri}' asks for TLS, which is not supported")]
-    Tls { uri: String },
+    #[error("'{uri}' has a parameter '{parameter}' for TLS, but its scheme is not nbds or nbds+unix")]
+    Plain { uri: String, parameter: String },
     #[error("'{uri}' names no host")]
     Host { uri: String },
     #[error("'{port}' in '{uri}' is not a port: it is a number from 1 to 65535")]
@@ -64,18 +76,19 @@ impl FromStr for Uri {
         if export.len() > MAX_STRING || export.contains('\0') {
             return Err(UriError::Export { uri: uri() });
         }
-        let target = match scheme.to_ascii_lowercase().as_str() {
-            "nbd" => {
-                parse_query(text, query, false)?;
-                parse_authority(text, authority)?
-            }
-            "nbd+unix" => {
-                Target::Unix { socket: parse_query(text, query, true)?.ok_or_else(|| UriError::Socket { uri: uri() })? }
-            }
-            "nbds" | "nbds+unix" => return Err(UriError::Tls { uri: uri() }),
+        let (unix, secure) = match scheme.to_ascii_lowercase().as_str() {
+            "nbd" => (false, false),
+            "nbds" => (false, true),
+            "nbd+unix" => (true, false),
+            "nbds+unix" => (true, true),
             _ => return Err(UriError::Scheme { uri: uri() }),
         };
-        Ok(Self { target, export })
+        let Parameters { socket, certificates } = Parameters::parse(text, query, unix, secure)?;
+        let target = match unix {
+            true => Target::Unix { socket: socket.ok_or_else(|| UriError::Socket { uri: uri() })? },
+            false => parse_authority(text, authority)?,
+        };
+        Ok(Self { target, export, tls: secure.then_some(Tls { certificates }) })
     }
 }
 
@@ -104,20 +117,33 @@ fn parse_authority(uri: &str, authority: &str) -> Result<Target, UriError> {
     Ok(Target::Tcp { host, port })
 }
 
-fn parse_query(uri: &str, query: &str, unix: bool) -> Result<Option<PathBuf>, UriError> {
-    let mut socket = None;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        match key {
-            "socket" if unix && !value.is_empty() && socket.is_none() => {
-                let path = decode(value).ok_or_else(|| UriError::Encoding { uri: uri.to_owned() })?;
-                socket = Some(PathBuf::from(OsString::from_vec(path)));
+#[derive(Default)]
+struct Parameters {
+    socket: Option<PathBuf>,
+    certificates: Option<PathBuf>,
+}
+
+impl Parameters {
+    fn parse(uri: &str, query: &str, unix: bool, secure: bool) -> Result<Self, UriError> {
+        let mut parameters = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let place = match key {
+                "socket" if unix => &mut parameters.socket,
+                "tls-certificates" if secure => &mut parameters.certificates,
+                _ if key.starts_with("tls-") && !secure => {
+                    return Err(UriError::Plain { uri: uri.to_owned(), parameter: key.to_owned() });
+                }
+                _ => return Err(UriError::Parameter { uri: uri.to_owned(), parameter: key.to_owned() }),
+            };
+            if value.is_empty() || place.is_some() {
+                return Err(UriError::Parameter { uri: uri.to_owned(), parameter: key.to_owned() });
             }
-            _ if key.starts_with("tls-") => return Err(UriError::Tls { uri: uri.to_owned() }),
-            _ => return Err(UriError::Parameter { uri: uri.to_owned(), parameter: key.to_owned() }),
+            let path = decode(value).ok_or_else(|| UriError::Encoding { uri: uri.to_owned() })?;
+            *place = Some(PathBuf::from(OsString::from_vec(path)));
         }
+        Ok(parameters)
     }
-    Ok(socket)
 }
 
 /// Undoes percent-encoding; `None` where two hexadecimal digits are missing.
@@ -151,25 +177,33 @@ fn encode(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls.is_some() { "nbds" } else { "nbd" };
+        let mut separator = '?';
         match &self.target {
             Target::Tcp { host, port } => {
+                write!(f, "{scheme}://")?;
                 if host.contains(':') {
                     // A zone (fe80::1%eth0) has a percent sign of its own.
-                    write!(f, "nbd://[{}]", host.replace('%', "%25"))?;
+                    write!(f, "[{}]", host.replace('%', "%25"))?;
                 } else {
-                    f.write_str("nbd://")?;
                     encode(host.as_bytes(), f)?;
                 }
                 write!(f, ":{port}/")?;
-                encode(self.export.as_bytes(), f)
+                encode(self.export.as_bytes(), f)?;
             }
             Target::Unix { socket } => {
-                f.write_str("nbd+unix:///")?;
+                write!(f, "{scheme}+unix:///")?;
                 encode(self.export.as_bytes(), f)?;
                 f.write_str("?socket=")?;
-                encode(OsStr::as_bytes(socket.as_os_str()), f)
+                encode(OsStr::as_bytes(socket.as_os_str()), f)?;
+                separator = '&';
             }
         }
+        if let Some(Tls { certificates: Some(directory) }) = &self.tls {
+            write!(f, "{separator}tls-certificates=")?;
+            encode(OsStr::as_bytes(directory.as_os_str()), f)?;
+        }
+        Ok(())
     }
 }
 
@@ -179,7 +213,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn tcp(host: &str, port: u16, export: &str) -> Uri {
-        Uri { target: Target::Tcp { host: host.into(), port }, export: export.into() }
+        Uri { target: Target::Tcp { host: host.into(), port }, export: export.into(), tls: None }
     }
 
     #[test]
@@ -195,15 +229,23 @@ mod tests {
         }
         assert_eq!("NBD://[::1]:11000/a".parse(), Ok(tcp("::1", 11000, "a")));
         let unix: Uri = "nbd+unix:///disk?socket=nbd.sock".parse().expect("an URI");
-        assert_eq!(unix, Uri { target: Target::Unix { socket: "nbd.sock".into() }, export: "disk".into() });
+        assert_eq!(unix, Uri { target: Target::Unix { socket: "nbd.sock".into() }, export: "disk".into(), tls: None });
+        let tls = |certificates: Option<&str>| Some(Tls { certificates: certificates.map(PathBuf::from) });
+        let secure: Uri = "nbds://h:1/a?tls-certificates=/etc/a%20b".parse().expect("an URI");
+        assert_eq!(secure, Uri { tls: tls(Some("/etc/a b")), ..tcp("h", 1, "a") });
+        assert_eq!("nbds://h:1/a".parse(), Ok(Uri { tls: tls(None), ..tcp("h", 1, "a") }));
+        let both: Uri = "nbds+unix:///disk?tls-certificates=/c&socket=nbd.sock".parse().expect("an URI");
+        assert_eq!(both, Uri { tls: tls(Some("/c")), ..unix });
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         for (text, told) in [
             ("http://x/", "not an NBD URI"),
-            ("nbds://x/", "TLS"),
-            ("nbd://x/?tls-type=psk", "TLS"),
+            ("nbds://x/?tls-type=psk", "'tls-type'"),
+            ("nbds://x/?tls-certificates=", "'tls-certificates'"),
+            ("nbd://x/?tls-certificates=/c", "scheme"),
+            ("nbds+unix:///x", "no parameter socket"),
             ("nbd:///x", "no host"),
             ("nbd://[::1/x", "no host"),
             ("nbd://h:0/x", "not a port"),
@@ -221,15 +263,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(export in "[^\0]{0,40}", host in "[a-z0-9.-]{1,20}|[0-9a-f:]{1,9}:", port in 1u16.., path in "[^\0]{1,40}") {
-            let uri = tcp(&host, port, &export);
+        fn what_is_written_is_read_back(export in "[^\0]{0,40}", host in "[a-z0-9.-]{1,20}|[0-9a-f:]{1,9}:", port in 1u16.., path in "[^\0]{1,40}",
+                                         secure: bool, directory in proptest::option::of("[^\0]{1,40}")) {
+            let tls = secure.then(|| Tls { certificates: directory.map(PathBuf::from) });
+            let uri = Uri { tls: tls.clone(), ..tcp(&host, port, &export) };
             prop_assert_eq!(uri.to_string().parse(), Ok(uri));
-            let uri = Uri { target: Target::Unix { socket: path.into() }, export };
+            let uri = Uri { target: Target::Unix { socket: path.into() }, export, tls };
             prop_assert_eq!(uri.to_string().parse(), Ok(uri));
         }
 
         #[test]
-        fn no_text_can_make_it_panic(text in "(nbd|nbd\\+unix)://.{0,60}") {
+        fn no_text_can_make_it_panic(text in "nbds?(\\+unix)?://.{0,60}") {
             let _either_is_fine = text.parse::<Uri>().is_ok();
         }
     }

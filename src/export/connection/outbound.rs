@@ -1,8 +1,8 @@
 //! Replies on their way out: gathered while more requests are at hand, so that one send takes many.
 
 use crate::io::BlockIo;
-use crate::nbd::{Stream, reply, write_both};
-use std::io;
+use crate::nbd::{reply, write_both};
+use std::io::{self, Write};
 
 /// A read up to this many bytes is laid out among the other replies; a larger one goes out of its own buffer.
 const INLINE: u32 = 64 << 10;
@@ -13,15 +13,20 @@ const LARGE: usize = 256 << 10;
 /// A buffer for reads larger than this is given back after use, in bytes.
 const KEPT: usize = 1 << 20;
 
-pub(super) struct Outbound<'a> {
-    stream: &'a Stream,
+pub(super) struct Outbound<'a, S> {
+    stream: &'a mut S,
     gathered: Vec<u8>,
     bulk: Vec<u8>,
 }
 
-impl<'a> Outbound<'a> {
-    pub(super) fn new(stream: &'a Stream) -> Self {
+impl<'a, S: Write> Outbound<'a, S> {
+    pub(super) fn new(stream: &'a mut S) -> Self {
         Self { stream, gathered: Vec::new(), bulk: Vec::new() }
+    }
+
+    /// To receive from.
+    pub(super) fn stream(&mut self) -> &mut S {
+        self.stream
     }
 
     /// Where replies without data of their own are written.
@@ -72,7 +77,7 @@ impl<'a> Outbound<'a> {
             return Ok(Err(error));
         }
         reply::data(structured, cookie, offset, length, &mut self.gathered);
-        write_both(&mut self.stream, &self.gathered, data)?;
+        write_both(self.stream, &self.gathered, data)?;
         self.gathered.clear();
         if self.bulk.len() > KEPT {
             self.bulk = Vec::new();
@@ -85,7 +90,7 @@ impl<'a> Outbound<'a> {
     }
 
     pub(super) fn send(&mut self) -> io::Result<()> {
-        write_both(&mut self.stream, &self.gathered, &[])?;
+        write_both(self.stream, &self.gathered, &[])?;
         self.gathered.clear();
         Ok(())
     }

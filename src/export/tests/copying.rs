@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 const VOLUME: u64 = 8 << 20;
 
 fn volume() -> Bench {
-    bench_with(local(admit_all()), VOLUME)
+    bench_with(local(all_local()), VOLUME)
 }
 
 fn put(bench: &Bench, content: &[u8], length: Option<u64>) -> Result<Copied, CopyError> {

@@ -33,18 +33,19 @@ fn unknown_names_are_told_from_known_ones() {
     assert!(matches!(bench.dial(""), Err(ClientError::UnknownExport { .. })));
     let taken = bench.table.publish(served("disk", Arc::new(MemoryIo::new(SIZE))));
     assert_eq!(taken, Err(PublishError::Taken { name: "disk".into() }));
-    assert_eq!(bench.table.list(), [("disk".to_owned(), "volume disk".to_owned())]);
+    assert_eq!(bench.table.list(Guest::Local), [("disk".to_owned(), "volume disk".to_owned())]);
     assert_eq!(bench.table.retire("nothing"), Retired::WasAbsent);
 }
 
 #[test]
 fn a_peer_that_is_not_admitted_hears_why() {
-    let policy: PeerPolicy = Arc::new(|peer: &SocketAddr, local: &SocketAddr| {
-        assert!(peer.ip().is_loopback() && local.ip().is_loopback());
+    let policy: PeerPolicy = Arc::new(|peer: &TcpStream| {
+        assert!(peer.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()));
         Err("only from this host".into())
     });
     let bench = bench_with(local(policy), SIZE);
-    assert!(matches!(bench.dial("disk"), Err(ClientError::Refused { reason, .. }) if reason == "only from this host"));
+    let refused = bench.dial("disk").expect_err("a refusal").to_string();
+    assert!(refused.contains("only from this host; and this server has no certificate"), "{refused}");
     let mut old = raw(&bench);
     let name = [&IHAVEOPT.to_be_bytes()[..], &[0, 0, 0, 1, 0, 0, 0, 4], b"disk"].concat();
     old.write_all(&[&NBD_FLAG_C_FIXED_NEWSTYLE.to_be_bytes()[..], &name].concat()).expect("a request");
@@ -55,7 +56,7 @@ fn a_peer_that_is_not_admitted_hears_why() {
 
 #[test]
 fn one_client_too_many_hears_of_the_limit_and_room_is_given_back() {
-    let bench = bench_with(ServerConfig { max_connections: 1, ..local(admit_all()) }, SIZE);
+    let bench = bench_with(ServerConfig { max_connections: 1, ..local(all_local()) }, SIZE);
     let first = bench.client();
     assert!(matches!(bench.dial("disk"), Err(ClientError::Refused { reason, .. }) if reason.contains("limit")));
     first.disconnect().expect("a farewell");
@@ -67,7 +68,7 @@ fn one_client_too_many_hears_of_the_limit_and_room_is_given_back() {
 
 #[test]
 fn a_client_that_does_not_shake_hands_in_time_is_dropped() {
-    let config = ServerConfig { handshake_timeout: Duration::from_millis(50), ..local(admit_all()) };
+    let config = ServerConfig { handshake_timeout: Duration::from_millis(50), ..local(all_local()) };
     let bench = bench_with(config, SIZE);
     let mut silent = raw(&bench);
     silent.write_all(&NBD_FLAG_C_FIXED_NEWSTYLE.to_be_bytes()).expect("flags");
@@ -77,7 +78,7 @@ fn a_client_that_does_not_shake_hands_in_time_is_dropped() {
 
 #[test]
 fn a_client_that_never_reads_hurts_nobody_and_does_not_hold_up_its_export_s_end() {
-    let bench = bench_with(local(admit_all()), 64 << 20);
+    let bench = bench_with(local(all_local()), 64 << 20);
     let mut stuck = bench.client();
     for _ in 0..8 {
         // Submitted, never waited for: the replies fill every buffer on the way.
@@ -144,7 +145,7 @@ fn shutdown_finishes_what_is_in_flight_and_declines_what_comes_later() {
 
 #[test]
 fn shutdown_does_not_wait_for_ever_for_a_client_that_takes_no_replies() {
-    let config = ServerConfig { drain_timeout: Duration::from_millis(50), ..local(admit_all()) };
+    let config = ServerConfig { drain_timeout: Duration::from_millis(50), ..local(all_local()) };
     let mut bench = bench_with(config, 64 << 20);
     let mut stuck = bench.client();
     for _ in 0..8 {
@@ -159,11 +160,12 @@ fn a_stale_socket_is_replaced_and_a_live_one_or_a_stranger_is_not() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("nbd.sock");
     drop(UnixListener::bind(&path).expect("a socket that nobody answers on"));
-    let config = ServerConfig { unix: Some(path.clone()), ..ServerConfig::new(admit_all()) };
+    let config =
+        ServerConfig { unix: Some(path.clone()), ..ServerConfig { local: all_local(), ..ServerConfig::new() } };
     let mut bench = bench_with(config.clone(), SIZE);
     let mode = std::fs::metadata(&path).expect("a socket").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let uri = Uri { target: Target::Unix { socket: path.clone() }, export: "disk".into() };
+    let uri = Uri { target: Target::Unix { socket: path.clone() }, export: "disk".into(), tls: None };
     Client::dial(&uri).expect("a client").flush().expect("a flush");
 
     let second = NbdServer::start(config.clone(), ExportTable::new()).map(drop);

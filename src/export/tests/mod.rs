@@ -1,13 +1,16 @@
 //! The server and the client against each other, over real sockets.
 
+mod admission;
+mod cluster;
 mod copying;
 mod lifecycle;
 mod requests;
+mod secured;
 
 use super::*;
 use crate::io::{BlockIo, FaultIo, MemoryIo};
-use crate::nbd::{Client, ClientError, Stream, Target, Uri};
-use std::net::SocketAddr;
+use crate::nbd::{Client, ClientError, Dialled, Target, Uri};
+use std::net::TcpStream;
 use std::sync::Arc;
 
 const SIZE: u64 = 1 << 20;
@@ -19,12 +22,12 @@ struct Bench {
     io: Arc<FaultIo>,
 }
 
-fn admit_all() -> PeerPolicy {
-    Arc::new(|_: &SocketAddr, _: &SocketAddr| Ok(()))
+fn all_local() -> PeerPolicy {
+    Arc::new(|_: &TcpStream| Ok(()))
 }
 
-fn local(admit: PeerPolicy) -> ServerConfig {
-    ServerConfig { tcp: Some(([127, 0, 0, 1], 0).into()), ..ServerConfig::new(admit) }
+fn local(local: PeerPolicy) -> ServerConfig {
+    ServerConfig { tcp: Some(([127, 0, 0, 1], 0).into()), local, ..ServerConfig::new() }
 }
 
 fn served(name: &str, io: Arc<dyn BlockIo>) -> ServedExport {
@@ -40,21 +43,21 @@ fn bench_with(config: ServerConfig, size: u64) -> Bench {
 }
 
 fn bench() -> Bench {
-    bench_with(local(admit_all()), SIZE)
+    bench_with(local(all_local()), SIZE)
 }
 
 impl Bench {
     fn uri(&self, export: &str) -> Uri {
         let address = self.server.tcp_address().expect("a TCP address");
         let target = Target::Tcp { host: address.ip().to_string(), port: address.port() };
-        Uri { target, export: export.into() }
+        Uri { target, export: export.into(), tls: None }
     }
 
-    fn dial(&self, export: &str) -> Result<Client<Stream>, ClientError> {
+    fn dial(&self, export: &str) -> Result<Dialled, ClientError> {
         Client::dial(&self.uri(export))
     }
 
-    fn client(&self) -> Client<Stream> {
+    fn client(&self) -> Dialled {
         self.dial("disk").expect("an export called disk")
     }
 }

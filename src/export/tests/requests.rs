@@ -32,10 +32,7 @@ fn steps() -> impl Strategy<Value = Vec<(Step, usize, u64, u64)>> {
 }
 
 /// Two connections take turns; whatever one was told is done, the other sees.
-fn agree_with_an_array(
-    clients: &mut [Client<Stream>; 2],
-    steps: &[(Step, usize, u64, u64)],
-) -> Result<(), ClientError> {
+fn agree_with_an_array(clients: &mut [Dialled; 2], steps: &[(Step, usize, u64, u64)]) -> Result<(), ClientError> {
     let mut naive = vec![0u8; SIZE as usize];
     for (step, which, offset, length) in steps {
         let (offset, length) = (*offset, *length);
@@ -136,7 +133,7 @@ fn a_read_only_export_can_only_be_read() {
 
 #[test]
 fn many_requests_in_flight_are_all_answered_whatever_order_they_are_asked_for_in() {
-    let bench = bench_with(local(admit_all()), 64 << 20);
+    let bench = bench_with(local(all_local()), 64 << 20);
     let mut client = bench.client();
     let piece = 1 << 20;
     let mut tickets = Vec::new();

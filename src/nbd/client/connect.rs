@@ -49,11 +49,34 @@ fn send<S: Write>(stream: &mut S, bytes: &[u8]) -> Result<(), ClientError> {
 /// A stream whose reads are buffered and whose writes are not.
 pub(super) type Buffered<S> = std::io::BufReader<S>;
 
-pub(super) fn negotiate<S: Read + Write>(stream: &mut Buffered<S>, export: &str) -> Result<Facts, ClientError> {
+/// Takes the greeting and asks for TLS before anything else is said; the value is for [`negotiate`], over TLS.
+pub(super) fn start_tls<S: Read + Write>(stream: &mut Buffered<S>) -> Result<Greeted, ClientError> {
+    let greeted = greet(stream)?;
+    ask(stream, NBD_OPT_STARTTLS, &[])?;
+    let Reply { kind, data } = reply(stream, NBD_OPT_STARTTLS)?;
+    if kind != NBD_REP_ACK {
+        return Err(ClientError::NoTls { reason: reason(kind, &data) });
+    }
+    // Whatever came with the answer was not encrypted, and is nobody's word.
+    if !stream.buffer().is_empty() {
+        return Err(ClientError::Protocol("it sent something in plain behind its consent to TLS"));
+    }
+    Ok(greeted)
+}
+
+/// Chooses the export.
+pub(super) fn negotiate<S: Read + Write>(
+    stream: &mut Buffered<S>,
+    export: &str,
+    greeted: Option<Greeted>,
+) -> Result<Facts, ClientError> {
     if string(export.as_bytes()).is_none() {
         return Err(ClientError::UnknownExport { export: clipped(export).to_owned() });
     }
-    let no_zeroes = greet(stream)?;
+    let Greeted { no_zeroes } = match greeted {
+        Some(greeted) => greeted,
+        None => greet(stream)?,
+    };
     let structured = agree(stream, NBD_OPT_STRUCTURED_REPLY, &[])?.is_some();
     let mut facts = Facts { size: 0, flags: 0, structured, allocation_context: None, maximum_payload: MAX_PAYLOAD };
     if structured {
@@ -68,8 +91,13 @@ pub(super) fn negotiate<S: Read + Write>(stream: &mut Buffered<S>, export: &str)
     Ok(facts)
 }
 
-/// Says whether the padding behind an old-fashioned export description is left out.
-fn greet<S: Read + Write>(stream: &mut Buffered<S>) -> Result<bool, ClientError> {
+/// The server's greeting was taken and answered.
+pub(super) struct Greeted {
+    /// The padding behind an old-fashioned export description is left out.
+    no_zeroes: bool,
+}
+
+fn greet<S: Read + Write>(stream: &mut Buffered<S>) -> Result<Greeted, ClientError> {
     let magics = [exact(stream)?, exact(stream)?].map(u64::from_be_bytes);
     if magics != [NBDMAGIC, IHAVEOPT] {
         return Err(ClientError::Protocol("its greeting is not that of a newstyle NBD server"));
@@ -81,7 +109,7 @@ fn greet<S: Read + Write>(stream: &mut Buffered<S>) -> Result<bool, ClientError>
     let no_zeroes = offered & NBD_FLAG_NO_ZEROES != 0;
     let flags = NBD_FLAG_C_FIXED_NEWSTYLE | if no_zeroes { NBD_FLAG_C_NO_ZEROES } else { 0 };
     send(stream.get_mut(), &flags.to_be_bytes())?;
-    Ok(no_zeroes)
+    Ok(Greeted { no_zeroes })
 }
 
 fn ask<S: Read + Write>(stream: &mut Buffered<S>, option: u32, data: &[u8]) -> Result<(), ClientError> {
@@ -155,14 +183,21 @@ fn go<S: Read + Write>(stream: &mut Buffered<S>, export: &str, facts: &mut Facts
 }
 
 fn refused(export: &str, kind: u32, data: &[u8]) -> ClientError {
-    let reason = match (string(data), kind) {
+    match (kind, reason(kind, data)) {
+        (NBD_REP_ERR_TLS_REQD, reason) => ClientError::TlsRequired { export: export.to_owned(), reason },
+        (_, reason) => ClientError::Refused { export: export.to_owned(), reason },
+    }
+}
+
+fn reason(kind: u32, data: &[u8]) -> String {
+    match (string(data), kind) {
         (Some(text), _) if !text.is_empty() => text.to_owned(),
         (_, NBD_REP_ERR_POLICY) => "its policy forbids it".to_owned(),
-        (_, NBD_REP_ERR_TLS_REQD) => "it demands TLS".to_owned(),
+        (_, NBD_REP_ERR_UNSUP) => "it does not know the option".to_owned(),
+        (_, NBD_REP_ERR_TLS_REQD) => "it says no more than that".to_owned(),
         (_, NBD_REP_ERR_SHUTDOWN) => "it is shutting down".to_owned(),
         _ => format!("it gives no reason but the number {kind:#x}"),
-    };
-    ClientError::Refused { export: export.to_owned(), reason }
+    }
 }
 
 /// Says whether this was the mandatory description.

@@ -12,14 +12,18 @@ mod tests;
 
 use super::errno::NbdErrno;
 use super::request::encode_request;
+use super::secure::{Line, Secure, Wire};
 use super::stream::{Stream, write_both};
+use super::tls::{self, TlsFilesError};
 use super::uri::Uri;
 use super::wire::*;
 use connect::Facts;
 use replies::InFlight;
+use rustls::ClientConfig;
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Requests in flight beyond which the client first waits for one. Their replies without data fit into any socket's
 /// buffer, even if all of them are errors with the longest text.
@@ -28,8 +32,11 @@ const MAX_IN_FLIGHT: usize = 16;
 /// Largest range of one request that has no payload, in bytes; a multiple of any block size.
 const MAX_RANGE: u64 = 1 << 30;
 
-/// A server has this long for each message of the handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A server has this long for the whole handshake, TLS included.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Received at once, in bytes.
+const BUFFER: usize = 64 << 10;
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +51,15 @@ pub enum ClientError {
     UnknownExport { export: String },
     #[error("the server refuses export '{export}': {reason}")]
     Refused { export: String, reason: String },
+    #[error(
+        "the server demands TLS for export '{export}' ({reason}): use nbds:// with a client's certificate, which \
+        `symphony ctl manager client create` makes on a manager"
+    )]
+    TlsRequired { export: String, reason: String },
+    #[error("the server does not offer TLS: {reason}")]
+    NoTls { reason: String },
+    #[error(transparent)]
+    Credentials(#[from] TlsFilesError),
     #[error("the server failed to {action}{}: {errno}", explained(.reason))]
     Remote { action: &'static str, errno: NbdErrno, reason: String },
     #[error("the server cannot {0}")]
@@ -94,15 +110,37 @@ pub struct Client<S> {
     broken: bool,
 }
 
-impl Client<Stream> {
-    /// Connects to what an URI names.
+/// A client of a server that was dialled.
+pub type Dialled = Client<Line>;
+
+impl Dialled {
+    /// Connects to what an URI names, with the credentials that it names if it wants TLS.
     pub fn dial(uri: &Uri) -> Result<Self, ClientError> {
+        let config = uri.tls.as_ref().map(tls::client_config).transpose()?;
+        Self::dial_with(uri, config)
+    }
+
+    /// Connects to what an URI names; encrypted with these credentials, if there are any. Who wants TLS never gets less.
+    pub fn dial_with(uri: &Uri, config: Option<Arc<ClientConfig>>) -> Result<Self, ClientError> {
+        if uri.tls.is_some() && config.is_none() {
+            return Err(TlsFilesError::Unnamed.into());
+        }
         let failed = |source| ClientError::Dial { uri: uri.to_string(), source };
         let stream = Stream::dial(uri).map_err(failed)?;
-        stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT)).map_err(failed)?;
-        let client = Self::connect(stream, &uri.export)?;
+        let wire = Wire::new(Arc::new(stream), Some(Instant::now() + HANDSHAKE_TIMEOUT));
+        let mut client = match config {
+            None => Self::connect(Line::Plain(wire), &uri.export)?,
+            Some(config) => {
+                let mut plain = BufReader::with_capacity(BUFFER, wire);
+                let greeted = connect::start_tls(&mut plain)?;
+                let action = "shaking hands with the server over TLS";
+                let secure = Secure::connect(config, plain.into_inner());
+                let secure = secure.map_err(|source| ClientError::Stream { action, source })?;
+                Self::negotiated(Line::Tls(Box::new(secure)), &uri.export, Some(greeted))?
+            }
+        };
         // From here on an answer takes as long as the server's medium does.
-        client.stream.get_ref().set_read_timeout(None).map_err(failed)?;
+        client.stream.get_mut().wire().set_deadline(None).map_err(failed)?;
         Ok(client)
     }
 }
@@ -110,8 +148,12 @@ impl Client<Stream> {
 impl<S: Read + Write> Client<S> {
     /// Negotiates an export on a fresh connection.
     pub fn connect(stream: S, export: &str) -> Result<Self, ClientError> {
-        let mut stream = BufReader::with_capacity(64 << 10, stream);
-        let facts = connect::negotiate(&mut stream, export)?;
+        Self::negotiated(stream, export, None)
+    }
+
+    fn negotiated(stream: S, export: &str, greeted: Option<connect::Greeted>) -> Result<Self, ClientError> {
+        let mut stream = BufReader::with_capacity(BUFFER, stream);
+        let facts = connect::negotiate(&mut stream, export, greeted)?;
         let (in_flight, finished) = (HashMap::new(), HashMap::new());
         Ok(Self { stream, facts, next_cookie: 1, in_flight, finished, broken: false })
     }
@@ -268,7 +310,9 @@ impl<S: Read + Write> Client<S> {
         let mut bytes = Vec::with_capacity(REQUEST_LENGTH);
         encode_request(0, NBD_CMD_DISC, 0, 0, 0, &mut bytes);
         let action = "taking leave of the server";
-        self.stream.get_mut().write_all(&bytes).map_err(|source| ClientError::Stream { action, source })
+        let stream = self.stream.get_mut();
+        let sent = stream.write_all(&bytes).and_then(|()| stream.flush());
+        sent.map_err(|source| ClientError::Stream { action, source })
     }
 
     fn check(&self, offset: u64, length: u64) -> Result<u32, ClientError> {

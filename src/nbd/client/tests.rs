@@ -150,6 +150,21 @@ fn an_export_larger_than_any_device_is_not_believed() {
     assert!(matches!(refused, Err(ClientError::Protocol(_))));
 }
 
+#[test]
+fn a_client_that_wants_tls_takes_nothing_less_for_it() {
+    let answer = |kind: u32, text: &[u8]| bytes(&[&greeting(), &option_reply(NBD_OPT_STARTTLS, kind, text)]);
+    let ask = |script| connect::start_tls(&mut BufReader::new(Scripted(io::Cursor::new(script)))).map(drop);
+    for kind in [NBD_REP_ERR_POLICY, NBD_REP_ERR_UNSUP, NBD_REP_ERR_INVALID, NBD_REP_SERVER] {
+        assert!(matches!(ask(answer(kind, b"")), Err(ClientError::NoTls { .. })), "{kind:#x}");
+    }
+    assert!(matches!(ask(answer(NBD_REP_ERR_POLICY, b"why")), Err(ClientError::NoTls { reason }) if reason == "why"));
+    assert!(ask(answer(NBD_REP_ACK, b"")).is_ok());
+    let injected = bytes(&[&answer(NBD_REP_ACK, b""), &option_reply(NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK, &[])]);
+    assert!(matches!(ask(injected), Err(ClientError::Protocol(_))), "a man in the middle speaks for the server");
+    let old = bytes(&[&NBDMAGIC.to_be_bytes(), &IHAVEOPT.to_be_bytes(), &[0, 2]]);
+    assert!(matches!(ask(old), Err(ClientError::Protocol(_))), "a handshake that cannot be encrypted");
+}
+
 proptest! {
     #[test]
     fn no_server_can_make_it_panic(kinds in proptest::collection::vec((0u16..8, 0u16..2, 0u64..3, any::<bool>()), 0..6),

@@ -1,5 +1,7 @@
 //! The handshake against scripted and hostile clients.
 
+mod tls;
+
 use super::super::negotiate::ALLOCATION_CONTEXT;
 use super::*;
 use proptest::prelude::*;
@@ -14,11 +16,11 @@ impl Exports for Shelf {
         ["disk", "rom"].map(|name| Listed { name: name.into(), description: format!("a {name}") }).into()
     }
 
-    fn open(&self, name: &str) -> Option<(ExportDescription, String)> {
-        let listed = self.list().into_iter().find(|listed| listed.name == name)?;
+    fn open(&self, name: &str) -> Result<(ExportDescription, String), Closed> {
+        let listed = self.list().into_iter().find(|listed| listed.name == name).ok_or(Closed::Unknown)?;
         let read_only = name == "rom";
         let Listed { name, description } = listed;
-        Some((ExportDescription { name: name.clone(), description, size: 1 << 20, read_only, minimum_block: 1 }, name))
+        Ok((ExportDescription { name: name.clone(), description, size: 1 << 20, read_only, minimum_block: 1 }, name))
     }
 }
 
@@ -32,7 +34,7 @@ enum End {
 /// Feeds the input in pieces of the given lengths and collects everything that is sent.
 fn converse(policy: Policy, input: &[u8], pieces: &[usize]) -> (Vec<u8>, End) {
     let mut output = Vec::new();
-    let mut handshake = Handshake::new(policy, &mut output);
+    let mut handshake = Handshake::new(policy, Encryption::Refused("no TLS here".into()), &mut output);
     let mut buffer: Vec<u8> = Vec::new();
     let mut rest = input;
     for piece in pieces.iter().cycle() {
@@ -43,7 +45,7 @@ fn converse(policy: Policy, input: &[u8], pieces: &[usize]) -> (Vec<u8>, End) {
                 Progress::Continue => {}
                 Progress::More => break,
                 Progress::Enter(negotiated) => return (output, End::Entered(negotiated)),
-                Progress::Close => return (output, End::Closed),
+                Progress::StartTls | Progress::Close => return (output, End::Closed),
             }
         }
         if rest.is_empty() {
@@ -184,7 +186,7 @@ fn what_is_unknown_or_malformed_is_answered_and_the_talk_goes_on() {
     assert_eq!(
         kinds,
         [
-            NBD_REP_ERR_UNSUP,
+            NBD_REP_ERR_POLICY,
             NBD_REP_ERR_UNSUP,
             NBD_REP_ERR_INVALID,
             NBD_REP_ERR_INVALID,
