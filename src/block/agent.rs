@@ -40,8 +40,7 @@ pub struct Agent {
     dirty: bool,
     world: World,
     /// The latest reports.
-    pools: BTreeMap<PoolId, PoolReport>,
-    volumes: BTreeMap<VolumeId, VolumeReport>,
+    reports: BTreeMap<AssignedId, Report>,
     uplink: Option<mpsc::UnboundedSender<Vec<Report>>>,
     hands: JoinSet<Outcome>,
     /// When tasks were last planned.
@@ -75,8 +74,7 @@ impl Agent {
             assigned,
             dirty: false,
             world: World::default(),
-            pools: BTreeMap::new(),
-            volumes: BTreeMap::new(),
+            reports: BTreeMap::new(),
             uplink: None,
             hands: JoinSet::new(),
             planned: Instant::now(),
@@ -107,7 +105,7 @@ impl Agent {
                     self.tell_what_is_kept().await;
                 }
                 Step::Looked(Look::Capacities(seen)) => {
-                    let reports = seen.into_iter().filter_map(|(id, seen)| look_report(self.pools.get(&id)?, seen));
+                    let reports = seen.into_iter().filter_map(|(id, seen)| look_report(self.pool_report(id)?, seen));
                     let reports = reports.collect();
                     self.tell(reports);
                 }
@@ -189,95 +187,45 @@ impl Agent {
     async fn advance(&mut self) -> Vec<Report> {
         self.planned = Instant::now();
         let mut tasks = self.world.plan(&self.assigned, self.planned);
-        let destroys = |task: &Task| matches!(task, Task::RemoveVolume(_) | Task::ReleasePool(_));
-        if tasks.iter().any(destroys) && !self.save().await {
+        if tasks.iter().any(Task::destroys) && !self.save().await {
             // A tombstone is on disk before it is acted on, or not acted on.
-            tasks.retain(|task| !destroys(task));
+            tasks.retain(|task| !task.destroys());
         }
         for task in tasks {
             if self.hands.len() >= HANDS {
                 break;
             }
-            self.mark_running(&task);
+            self.world.begin(&task);
             let worker = self.worker.clone();
             self.hands.spawn_blocking(move || worker.perform(task));
         }
         self.report_waiting()
     }
 
-    fn mark_running(&mut self, task: &Task) {
-        fn run<I: Ord + Copy, A: Clone + PartialEq>(table: &mut BTreeMap<I, Progress<A>>, id: I) {
-            let attempts = table.get(&id).map_or(0, Progress::attempts);
-            table.insert(id, Progress::Running { attempts });
-        }
-        match task {
-            Task::EnsurePool(pool) | Task::ReleasePool(pool) => run(&mut self.world.pools, pool.id),
-            Task::ClosePool(id) => run(&mut self.world.pools, *id),
-            Task::EnsureVolume(volume) | Task::RemoveVolume(volume) | Task::RetireVolume(volume) => {
-                run(&mut self.world.volumes, volume.id);
-            }
-        }
-    }
-
     /// Takes over what a task came to; what is to be told of it.
     fn take_outcome(&mut self, outcome: Outcome, now: Instant) -> Option<Report> {
-        let failed = outcome.failure().map(str::to_owned);
-        match &outcome.task {
-            Task::EnsurePool(pool) | Task::ReleasePool(pool) => {
-                let attempts = self.world.pools.get(&pool.id).map_or(0, Progress::attempts);
-                let progress = match &failed {
-                    Some(why) => {
-                        tracing::warn!(pool = %pool.name, %why, "a pool is not as it should be");
-                        Progress::failed(pool.clone(), attempts, now)
-                    }
-                    None => {
-                        if let Some(assigned) = self.assigned.pools.get_mut(&pool.id) {
-                            self.dirty |= !assigned.made;
-                            assigned.made = true;
-                        }
-                        Progress::Done(pool.clone())
-                    }
-                };
-                self.world.pools.insert(pool.id, progress);
+        let object = outcome.task.object();
+        if let Some(why) = outcome.failure() {
+            tracing::warn!(%object, %why, "an object is not as it should be");
+        }
+        self.world.finish(&outcome.task, outcome.failure().is_some(), now);
+        match outcome.task {
+            Task::Drop(_) => drop(self.reports.remove(&object.id())),
+            Task::Ensure(_) | Task::Remove(_) if outcome.failure().is_none() => {
+                self.dirty |= self.assigned.mark_made(object.id());
             }
-            Task::EnsureVolume(volume) | Task::RemoveVolume(volume) => {
-                let attempts = self.world.volumes.get(&volume.id).map_or(0, Progress::attempts);
-                let progress = match &failed {
-                    Some(why) => {
-                        tracing::warn!(volume = %volume.name, %why, "a volume is not as it should be");
-                        Progress::failed(volume.clone(), attempts, now)
-                    }
-                    None => {
-                        if let Some(assigned) = self.assigned.volumes.get_mut(&volume.id) {
-                            self.dirty |= !assigned.made;
-                            assigned.made = true;
-                        }
-                        Progress::Done(volume.clone())
-                    }
-                };
-                self.world.volumes.insert(volume.id, progress);
-            }
-            Task::ClosePool(id) => {
-                self.world.pools.remove(id);
-                self.pools.remove(id);
-            }
-            Task::RetireVolume(volume) => {
-                self.world.volumes.remove(&volume.id);
-                self.volumes.remove(&volume.id);
-            }
+            Task::Ensure(_) | Task::Remove(_) => {}
         }
         outcome.report
     }
 
     /// Volumes whose pool cannot be used say so.
     fn report_waiting(&self) -> Vec<Report> {
-        let broken = |pool: &PoolId| matches!(self.world.pools.get(pool), Some(Progress::Failed { .. }));
-        let waiting = self.assigned.volumes.values().filter(|volume| broken(&volume.pool));
+        let broken = |pool: PoolId| matches!(self.world.held.get(&pool.into()), Some(Progress::Failed { .. }));
+        let waiting = self.assigned.volumes.values().filter(|volume| broken(volume.pool));
         let report = |volume: &VolumeAssignment| {
-            let why = self.pools.get(&volume.pool).and_then(|report| report.failure.clone()).unwrap_or_default();
-            let failure = Some(format!("its pool cannot be used: {why}"));
-            let (id, generation) = (volume.id, volume.generation);
-            Report::Volume(VolumeReport { id, generation, volume: Observed::Unknown, failure })
+            let why = self.pool_report(volume.pool).and_then(|report| report.failure.clone()).unwrap_or_default();
+            Assigned::from(volume.clone()).unknown(format!("its pool cannot be used: {why}"))
         };
         waiting.map(report).collect()
     }
@@ -285,8 +233,7 @@ impl Agent {
     fn take_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Connected(uplink) => {
-                let pools = self.pools.values().cloned().map(Report::Pool);
-                let all: Vec<Report> = pools.chain(self.volumes.values().cloned().map(Report::Volume)).collect();
+                let all: Vec<Report> = self.reports.values().cloned().collect();
                 // A session that ended already has no ear; the next one gets everything again.
                 self.uplink = uplink.send(all).is_ok().then_some(uplink);
             }
@@ -359,9 +306,14 @@ impl Agent {
     }
 
     fn is_news(&mut self, report: &Report) -> bool {
-        match report {
-            Report::Pool(pool) => self.pools.insert(pool.id, pool.clone()).as_ref() != Some(pool),
-            Report::Volume(volume) => self.volumes.insert(volume.id, volume.clone()).as_ref() != Some(volume),
+        self.reports.insert(report.id(), report.clone()).as_ref() != Some(report)
+    }
+
+    /// The last report on a pool.
+    fn pool_report(&self, id: PoolId) -> Option<&PoolReport> {
+        match self.reports.get(&AssignedId::Pool(id))? {
+            Report::Pool(report) => Some(report),
+            Report::Volume(_) | Report::Attachment(_) => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The block service's own control socket: init and status. Everything else is asked of a manager.
 
 use super::agent::Notice;
+use super::keeper::Certification;
 use super::link::LinkState;
 use super::serve::{Block, Stage};
 use crate::rpc::proto;
@@ -19,7 +20,8 @@ impl BlockControl for Face {
         &self,
         request: Request<proto::InitBlockRequest>,
     ) -> Result<Response<proto::InitBlockResponse>, Status> {
-        let identity = self.0.init(&request.into_inner().manager).await?;
+        let request = request.into_inner();
+        let identity = self.0.init(&request.manager, request.token.as_deref()).await?;
         let membership = identity.membership.ok_or_else(|| Status::internal("the init left no membership"))?;
         Ok(Response::new(proto::InitBlockResponse {
             service_id: identity.service.to_string(),
@@ -35,6 +37,7 @@ impl BlockControl for Face {
         let mut status = proto::GetBlockStatusResponse {
             version: crate::runtime::VERSION.into(),
             addresses: Some((&self.0.addresses).into()),
+            certificate: self.0.certificate(),
             ..Default::default()
         };
         match self.0.stage() {
@@ -48,8 +51,14 @@ impl BlockControl for Face {
                     }
                     LinkState::Unknown(reason) => (status.state, status.message) = ("unknown".into(), Some(reason)),
                     LinkState::Connecting(reason) => (status.state, status.message) = ("connecting".into(), reason),
+                    LinkState::Keyless(reason) => (status.state, status.message) = ("keyless".into(), Some(reason)),
                     LinkState::Removed => status.state = "removed".into(),
                 }
+                status.certificate_message = match active.certification() {
+                    Certification::Good(trouble) => trouble.map(|why| format!("it could not be renewed yet: {why}")),
+                    Certification::Wanting(reason) | Certification::Keyless(reason) => Some(reason),
+                    Certification::Removed => None,
+                };
                 let (reply, count) = oneshot::channel();
                 if active.notices.send(Notice::Count(reply)).await.is_ok()
                     && let Ok((pools, volumes)) = count.await

@@ -1,9 +1,10 @@
 //! The one reconnect loop: finds a manager, opens a session, drives its sans-io core, and starts over when it ends.
 
 use super::agent::Notice;
+use super::keeper::{Certification, Word};
 use super::worker::chain;
 use crate::model::{Inventory, Report};
-use crate::rpc::{Fault, FaultKind, dial_address, proto};
+use crate::rpc::{DialError, Fault, FaultKind, Transport, dial_address, proto};
 use crate::runtime::{Backoff, Shutdown};
 use crate::session::{Downward, Ended, Greeting, ServiceAction, ServiceEvent, ServiceSide, Upward};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -24,6 +25,8 @@ pub enum LinkState {
     Unknown(String),
     /// Through this manager.
     Connected(String),
+    /// Not trying: the key is lost, and why.
+    Keyless(String),
     /// Taken out of the cluster; the link has ended for good.
     Removed,
 }
@@ -38,6 +41,14 @@ pub struct Link {
     pub state: watch::Sender<LinkState>,
     /// Told whenever the list of managers changes, so that it survives a restart.
     pub learned: mpsc::Sender<Vec<String>>,
+    /// TLS by this service's certificate.
+    pub transport: Transport,
+    /// How things stand with that certificate; nobody is dialled without a good one.
+    pub certification: watch::Receiver<Certification>,
+    /// To whoever keeps the certificate.
+    pub keeper: mpsc::Sender<Word>,
+    /// The managers, for whoever else dials them.
+    pub known: watch::Sender<Vec<String>>,
 }
 
 /// A session that lasted this long was a good one.
@@ -49,6 +60,19 @@ impl Link {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut next = 0usize;
         while !group.is_requested() {
+            let wanting = without_certificate(&self.certification.borrow_and_update());
+            if let Some(state) = wanting {
+                let removed = state == LinkState::Removed;
+                self.state.send_replace(state);
+                if removed {
+                    return;
+                }
+                tokio::select! {
+                    changed = self.certification.changed() => if changed.is_err() { return },
+                    () = group.requested() => {}
+                }
+                continue;
+            }
             let Some(manager) = self.managers.get(next % self.managers.len().max(1)).cloned() else {
                 tracing::error!("no manager is known");
                 return;
@@ -80,6 +104,8 @@ impl Link {
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next(fastrand::f64())) => {}
+                // Another certificate may be what it takes.
+                Ok(()) = self.certification.changed() => {}
                 () = group.requested() => {}
             }
         }
@@ -89,15 +115,15 @@ impl Link {
     async fn session(&mut self, manager: &str, group: &Shutdown) -> Ended {
         let (outbound, messages) = mpsc::channel(64);
         let opened = async {
-            let channel = dial_address(manager).await.map_err(|error| chain(&error))?;
+            let channel = dial_address(manager, &self.transport).await.map_err(Broken::Dial)?;
             let mut client = DispatcherClient::new(channel).max_decoding_message_size(crate::rpc::MAX_MESSAGE);
             let stream = client.session(ReceiverStream::new(messages)).await;
-            stream.map(tonic::Response::into_inner).map_err(|status| Fault::from(status).message)
+            stream.map(tonic::Response::into_inner).map_err(|status| Broken::Call(status.into()))
         };
         let inbound = tokio::select! {
             opened = opened => match opened {
                 Ok(inbound) => inbound,
-                Err(reason) => return Ended::Refused(reason),
+                Err(broken) => return self.ended(broken).await,
             },
             () = group.requested() => return Ended::Goodbye,
         };
@@ -113,6 +139,37 @@ impl Link {
             leaving: false,
         };
         driver.run(first, inbound, reports, group).await
+    }
+
+    /// Why there is no session; the keeper hears of it if it is about the certificate.
+    async fn ended(&self, broken: Broken) -> Ended {
+        match broken {
+            Broken::Dial(error) => {
+                let refused = matches!(error, DialError::Refused { .. });
+                if refused && self.keeper.send(Word::Refused).await.is_err() {
+                    tracing::debug!("nobody keeps the certificate any more");
+                }
+                Ended::Refused(chain(&error))
+            }
+            Broken::Call(Fault { kind: FaultKind::NotFound, message }) => Ended::Unknown(message),
+            Broken::Call(fault) => Ended::Refused(fault.message),
+        }
+    }
+}
+
+/// How a session came to nothing: on the way to the manager, or by its word.
+enum Broken {
+    Dial(DialError),
+    Call(Fault),
+}
+
+/// The state of a link that has nothing to show, if so.
+fn without_certificate(certification: &Certification) -> Option<LinkState> {
+    match certification {
+        Certification::Good(_) => None,
+        Certification::Wanting(reason) => Some(LinkState::Connecting(Some(reason.clone()))),
+        Certification::Keyless(reason) => Some(LinkState::Keyless(reason.clone())),
+        Certification::Removed => Some(LinkState::Removed),
     }
 }
 
@@ -150,11 +207,7 @@ impl Driver<'_> {
                         Err(malformed) => return Ended::Protocol(malformed.to_string()),
                     },
                     Ok(None) => return Ended::Refused("the manager closed the session".into()),
-                    Err(status) => {
-                        let Fault { kind, message } = Fault::from(status);
-                        let unknown = kind == FaultKind::NotFound;
-                        return if unknown { Ended::Unknown(message) } else { Ended::Refused(message) };
-                    }
+                    Err(status) => return self.link.ended(Broken::Call(status.into())).await,
                 },
                 Some(fresh) = reports.recv() => ServiceEvent::Report(fresh),
                 Some((nonce, found)) = self.inventories.next() => match found {
@@ -181,8 +234,10 @@ impl Driver<'_> {
                 ServiceAction::Opened => {
                     tracing::info!(manager = %self.manager, "connected");
                     self.link.state.send_replace(LinkState::Connected(self.manager.to_owned()));
+                    self.tell_keeper(Word::Connected).await?;
                 }
                 ServiceAction::Learn { managers } => self.learn(managers).await?,
+                ServiceAction::Believe(trust) => self.tell_keeper(Word::Believe(trust)).await?,
                 ServiceAction::Replace(set) => self.assign(Notice::Replace(set)).await?,
                 ServiceAction::Apply(changes) => self.assign(Notice::Apply(changes)).await?,
                 ServiceAction::TakeInventory { nonce } => {
@@ -199,6 +254,10 @@ impl Driver<'_> {
     async fn send(&mut self, message: Upward) -> Result<(), Ended> {
         let closed = || Ended::Refused("the manager closed the session".into());
         self.outbound.send(message.into()).await.map_err(|_| closed())
+    }
+
+    async fn tell_keeper(&mut self, word: Word) -> Result<(), Ended> {
+        self.link.keeper.send(word).await.map_err(|_| Ended::Refused("this service stops".into()))
     }
 
     async fn notify(&mut self, notice: Notice) -> Result<(), Ended> {
@@ -226,6 +285,7 @@ impl Driver<'_> {
         }
         if managers != self.link.managers {
             self.link.managers.clone_from(&managers);
+            self.link.known.send_replace(managers.clone());
             self.link.learned.send(managers).await.map_err(|_| Ended::Refused("this service stops".into()))?;
         }
         Ok(())

@@ -9,12 +9,22 @@
 //!    ▲                     │  ▲               │
 //!    └──────reports────────┘  └───outcomes────┘
 //! ```
+//!
+//! Managers are dialled over TLS alone, by the key and certificate that `enrolment` brings and the `keeper` renews.
 
 mod agent;
+mod enrolment;
 mod face;
+#[cfg(test)]
+mod fake;
+mod keeper;
 mod ledger;
 mod link;
+mod metrics;
 mod serve;
+mod tls_dir;
+mod unattended;
 mod worker;
 
 pub use serve::{BlockConfig, BlockError, run};
+pub use unattended::Join;

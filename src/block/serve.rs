@@ -1,23 +1,27 @@
 //! Running a block service: config directory, exports, listeners, membership, and the end in order.
 
 use super::agent::{Agent, Notice};
+use super::enrolment::{Applicant, parse_token};
 use super::face::Face;
+use super::keeper::{Certification, Keeper, Subject};
 use super::ledger::Ledger;
 use super::link::{Link, LinkState};
+use super::metrics;
+use super::tls_dir::TlsDir;
+use super::unattended::{self, Join};
 use super::worker::{Doors, Worker, chain};
 use crate::export::{ExportTable, NbdServer, ServerConfig, ServerError};
-use crate::host::{
-    ConfigDir, ConfigDirError, DocumentError, SocketError, is_local_peer, load_document, put_aside, save_document,
-};
-use crate::model::{Addresses, ClusterId, Identity, Membership, ServiceId, ServiceType};
+use crate::host::directory::FileError;
+use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document, put_aside, save_document};
+use crate::model::{Addresses, ClusterId, Identity, ServiceId, ServiceType};
+use crate::pki::{Bearer, Keyring, Role};
+use crate::rpc::proto::block_control_server::BlockControlServer;
 use crate::rpc::{
-    Fault, FaultKind, ListenError, Listener, MANAGER_PORT, advertised, dial_address, gate, local_peers, proto,
-    with_default_port,
+    ALPN, Fault, FaultKind, ListenError, Listener, MAX_REQUEST, Transport, advertised, local_peers, proto,
 };
-use crate::runtime::{Shutdown, VERSION};
+use crate::runtime::metrics::{Fill, Page};
+use crate::runtime::{Clock, Shutdown, SystemClock, VERSION};
 use crate::session::Greeting;
-use proto::block_control_server::BlockControlServer;
-use proto::enrollment_client::EnrollmentClient;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,12 +39,18 @@ pub struct BlockConfig {
     pub advertise: Option<String>,
     /// `host:port` of managers to try before those that were learned of.
     pub managers: Vec<String>,
+    /// Join by itself; absent: wait for `block init`.
+    pub join: Option<Join>,
+    /// Where monitoring may read figures; absent: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     #[error(transparent)]
     ConfigDir(#[from] ConfigDirError),
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(transparent)]
     Document(#[from] DocumentError),
     #[error(transparent)]
@@ -49,8 +59,12 @@ pub enum BlockError {
     Listen(#[from] ListenError),
     #[error("cannot serve NBD; choose another port with --nbd-port (0 takes a free one)")]
     Export(#[from] ServerError),
+    #[error("cannot serve metrics on {address}; choose another place with --metrics-listen")]
+    Metrics { address: SocketAddr, source: std::io::Error },
     #[error("the gRPC server failed")]
     Serve(#[from] tonic::transport::Error),
+    #[error("cannot set up TLS")]
+    Tls(#[from] crate::pki::Error),
     #[error("cannot tell the host's name")]
     HostName(#[source] std::io::Error),
 }
@@ -72,6 +86,7 @@ pub(super) struct Active {
     cluster_name: String,
     pub notices: mpsc::Sender<Notice>,
     link: watch::Receiver<LinkState>,
+    certification: watch::Receiver<Certification>,
     /// Ends the membership without word from a manager.
     dismissed: Notify,
 }
@@ -79,6 +94,10 @@ pub(super) struct Active {
 impl Active {
     pub fn link(&self) -> LinkState {
         self.link.borrow().clone()
+    }
+
+    pub fn certification(&self) -> Certification {
+        self.certification.borrow().clone()
     }
 }
 
@@ -92,6 +111,11 @@ pub struct Block {
     stage: watch::Sender<Stage>,
     /// Managers to try first.
     managers: Vec<String>,
+    /// What this process presents and believes, shared by its listeners and its link; empty while it is no member.
+    pub(super) keyring: Keyring,
+    /// TLS to managers by the keyring.
+    client: Arc<rustls::ClientConfig>,
+    clock: Arc<dyn Clock>,
     /// One init at a time.
     init: Mutex<()>,
     shutdown: Shutdown,
@@ -104,7 +128,11 @@ pub struct Block {
 pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() + Send) -> Result<(), BlockError> {
     let dir = ConfigDir::open(&config.config_dir, ServiceType::Block)?;
     let identity: Option<Identity> = load_document(&dir.identity())?;
-    let tcp = Listener::tcp(config.listen, local_peers()).await?;
+    // Empty until there is a membership: TLS peers are hung up on till then.
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let keyring = Keyring::empty(clock.clone());
+    let client = keyring.client_config(&[Role::Manager], ALPN)?;
+    let tcp = Listener::tcp(config.listen, local_peers(), keyring.clone()).await?;
     let control = Listener::unix(&dir.free_control_socket()?)?;
     let exports = ExportTable::new();
     let nbd_socket = absolute(dir.free_nbd_socket()?);
@@ -112,9 +140,8 @@ pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() +
         ServerConfig {
             tcp: Some(config.nbd_listen),
             unix: Some(nbd_socket.clone()),
-            ..ServerConfig::new(Arc::new(|peer, local| {
-                is_local_peer(*peer, *local).map_err(|refused| refused.to_string())
-            }))
+            tls: Some(keyring.clone()),
+            ..ServerConfig::new()
         },
         exports.clone(),
     )?;
@@ -125,9 +152,12 @@ pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() +
         host_name: crate::host::host_name().map_err(BlockError::HostName)?,
         addresses: Addresses { rpc, nbd: nbd_address.clone() },
         exports,
-        doors: Doors { tcp: nbd_address, unix: nbd_socket },
+        doors: Doors::at(nbd_address, nbd_socket),
         stage: watch::Sender::new(Stage::Uninitialised(None)),
         managers: config.managers,
+        keyring,
+        client,
+        clock,
         init: Mutex::default(),
         shutdown: shutdown.clone(),
         dir,
@@ -135,7 +165,25 @@ pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() +
     tracing::info!(addresses = ?block.addresses, socket = %block.dir.control_socket().display(), "block service starts");
     match &identity {
         Some(identity) if identity.membership.is_some() => block.enter(identity)?,
-        _ => tracing::info!("not initialised: waiting for `block init`"),
+        _ => match config.join {
+            Some(_)
+                if block.dir.was_removed().map_err(|source| FileError::new("look at", block.dir.path(), source))? =>
+            {
+                tracing::warn!(
+                    directory = %block.dir.path().display(),
+                    "--join does nothing here: this service was removed from a cluster; move its identity.removed* away first"
+                );
+            }
+            Some(join) => shutdown.spawn_until_end(unattended::join(block.clone(), join, shutdown.clone())),
+            None => tracing::info!("not initialised: waiting for `block init`"),
+        },
+    }
+    if let Some(address) = config.metrics {
+        let watched = block.clone();
+        let fill: Fill = Arc::new(move |page: &mut Page| metrics::fill(&watched, page));
+        let served = crate::runtime::metrics::serve(address, fill, &shutdown).await;
+        let bound = served.map_err(|source| BlockError::Metrics { address, source })?;
+        tracing::info!(%bound, "metrics");
     }
     ready();
     let served = tokio::try_join!(serve(&block, tcp, true), serve(&block, control, false));
@@ -156,11 +204,9 @@ fn absolute(path: PathBuf) -> PathBuf {
 async fn serve(block: &Arc<Block>, listener: Listener, open: bool) -> Result<(), tonic::transport::Error> {
     let shutdown = block.shutdown.clone();
     let (_reporter, health) = tonic_health::server::health_reporter();
-    let control = (!open).then(|| BlockControlServer::new(Face(block.clone())));
+    let control = (!open).then(|| BlockControlServer::new(Face(block.clone())).max_decoding_message_size(MAX_REQUEST));
     let overdue = shutdown.clone();
-    let served = tonic::transport::Server::builder()
-        .layer(tonic::service::InterceptorLayer::new(gate))
-        .max_concurrent_streams(Some(256))
+    let served = crate::rpc::server()
         .add_service(health)
         .add_optional_service(control)
         .serve_with_incoming_shutdown(listener.incoming(), async move { shutdown.requested().await });
@@ -175,7 +221,17 @@ impl Block {
         self.stage.borrow().clone()
     }
 
-    /// Starts what a member runs: agent and link.
+    /// The certificate in use, for `block status`.
+    pub(super) fn certificate(&self) -> Option<proto::CertificateRecord> {
+        let credentials = self.keyring.credentials()?;
+        // Of several roots, the one that signed it.
+        let root = credentials.signed_by().map_or_else(String::new, |root| root.to_string());
+        let public_key = credentials.key().public_key().to_string();
+        let (expires_at, names) = (credentials.expires_at().as_millis(), credentials.host_names());
+        Some(proto::CertificateRecord { public_key, expires_at, root, names })
+    }
+
+    /// Starts what a member runs: agent, link and keeper.
     fn enter(self: &Arc<Self>, identity: &Identity) -> Result<(), DocumentError> {
         let Some(membership) = identity.membership.clone() else { return Ok(()) };
         let group = self.shutdown.child();
@@ -185,7 +241,21 @@ impl Block {
         let (notices, told) = mpsc::channel(256);
         let (learned, managers) = mpsc::channel(4);
         let state = watch::Sender::new(LinkState::Connecting(None));
+        let dialled: Vec<String> = self.managers.iter().chain(&membership.managers).cloned().collect();
+        let (known, to_ask) = watch::channel(dialled.clone());
+        let subject = Subject {
+            bearer: Bearer::service(membership.cluster, Role::Block, identity.service),
+            host_name: self.host_name.clone(),
+            addresses: self.addresses.clone(),
+        };
+        let dir = TlsDir::new(self.dir.tls());
+        let (keeper, certification) = Keeper::begin(subject, dir, self.keyring.clone(), self.clock.clone(), to_ask);
+        let (words, overheard) = mpsc::channel(16);
         let link = Link {
+            transport: Transport::Tls(self.client.clone()),
+            certification: certification.clone(),
+            keeper: words,
+            known,
             greeting: Greeting {
                 service: identity.service,
                 cluster: membership.cluster,
@@ -193,7 +263,7 @@ impl Block {
                 addresses: self.addresses.clone(),
                 version: VERSION.into(),
             },
-            managers: self.managers.iter().chain(&membership.managers).cloned().collect(),
+            managers: dialled,
             seeds: self.managers.clone(),
             notices: notices.clone(),
             state: state.clone(),
@@ -205,12 +275,14 @@ impl Block {
             cluster_name: membership.cluster_name.to_string(),
             notices,
             link: state.subscribe(),
+            certification,
             dismissed: Notify::new(),
         });
         let agent = Agent::new(ledger, worker.clone(), assigned);
         group.spawn(agent.run(told, group.clone()));
         let ends = group.clone();
         group.spawn(async move { link.run(ends).await });
+        group.spawn(keeper.run(overheard, group.clone()));
         let accompany = self.clone().accompany(identity.clone(), managers, active.clone(), worker, group);
         self.shutdown.spawn(accompany);
         self.stage.send_replace(Stage::Member(active));
@@ -257,8 +329,9 @@ impl Block {
         self.leave(identity.service);
     }
 
-    /// Puts identity and ledger aside, so that the service may init again.
+    /// Puts identity, ledger, key and certificates aside, so that the service may init again.
     fn leave(&self, service: ServiceId) {
+        self.keyring.forget();
         for path in [self.dir.identity(), self.dir.ledger()] {
             if path.exists()
                 && let Err(error) = put_aside(&path, "removed")
@@ -266,20 +339,36 @@ impl Block {
                 tracing::error!(error = %chain(&error), path = %path.display(), "cannot put a file aside");
             }
         }
+        if let Err(error) = TlsDir::new(self.dir.tls()).put_aside("removed") {
+            tracing::error!(error = %chain(&error), "cannot put the key and the certificates aside");
+        }
         let note = format!("service {service} was removed from the cluster");
         self.stage.send_replace(Stage::Uninitialised(Some(note)));
     }
 
     /// Enrols with the manager at `address` and opens the first session.
-    pub(super) async fn init(self: &Arc<Self>, address: &str) -> Result<Identity, Fault> {
+    pub(super) async fn init(self: &Arc<Self>, address: &str, token: Option<&str>) -> Result<Identity, Fault> {
+        // Before anything changes: half a token, or a wrong address, is no reason to leave a cluster.
+        let token = token.map(parse_token).transpose()?;
         let _one_at_a_time = self.init.lock().await;
-        if let Stage::Member(active) = self.stage() {
+        let before = self.stage();
+        if let Stage::Member(active) = &before
+            && !matches!(active.link(), LinkState::Unknown(_) | LinkState::Keyless(_))
+        {
             let (service, cluster) = (active.service, &active.cluster_name);
-            if !matches!(active.link(), LinkState::Unknown(_)) {
-                let message = format!("this block service is already service {service} of cluster '{cluster}'");
-                return Err(Fault::new(FaultKind::AlreadyExists, message));
-            }
-            // The cluster forgot it, and an operator says where it belongs now.
+            let message = format!("this block service is already service {service} of cluster '{cluster}'");
+            return Err(Fault::new(FaultKind::AlreadyExists, message));
+        }
+        let applicant = Applicant {
+            identity: self.dir.identity(),
+            tls: TlsDir::new(self.dir.tls()),
+            host_name: self.host_name.clone(),
+            addresses: self.addresses.clone(),
+            clock: self.clock.clone(),
+        };
+        let door = applicant.open(address, token.as_ref()).await?;
+        if let Stage::Member(active) = before {
+            // The cluster forgot it, or its key is lost, and an operator says where it belongs now.
             active.dismissed.notify_one();
             self.stage
                 .subscribe()
@@ -287,56 +376,10 @@ impl Block {
                 .await
                 .map_err(|error| internal(&error))?;
         }
-        let address = with_default_port(address, MANAGER_PORT);
-        let channel = dial_address(&address).await;
-        let channel = channel.map_err(|error| Fault::new(FaultKind::Unavailable, chain(&error)))?;
-        let mut client = EnrollmentClient::new(channel);
-        let mut identity = self.candidate().map_err(|error| internal(&error))?;
-        let joined = match self.join(&mut client, &identity).await {
-            // The id of an init that was cut off, removed since: it has had its life.
-            Err(fault) if fault.kind == FaultKind::Denied => {
-                put_aside(&self.dir.identity(), "refused").map_err(|error| internal(&error))?;
-                identity = self.candidate().map_err(|error| internal(&error))?;
-                self.join(&mut client, &identity).await?
-            }
-            other => other?,
-        };
-        let mut managers = joined.managers;
-        if !managers.contains(&address) {
-            managers.insert(0, address);
-        }
-        let parsed =
-            |text: String| Fault::new(FaultKind::Internal, format!("the manager's answer makes no sense: {text}"));
-        identity.membership = Some(Membership {
-            cluster: joined
-                .cluster_id
-                .parse()
-                .map_err(|error: crate::model::ParseIdError| parsed(error.to_string()))?,
-            cluster_name: joined
-                .cluster_name
-                .parse()
-                .map_err(|error: crate::model::NameError| parsed(error.to_string()))?,
-            managers,
-        });
-        save_document(&self.dir.identity(), &identity).map_err(|error| internal(&error))?;
+        let identity = applicant.join(door, token.as_ref()).await?;
         self.enter(&identity).map_err(|error| internal(&error))?;
         self.first_session().await?;
         Ok(identity)
-    }
-
-    async fn join(
-        &self,
-        client: &mut EnrollmentClient<tonic::transport::Channel>,
-        identity: &Identity,
-    ) -> Result<proto::JoinResponse, Fault> {
-        let request = proto::JoinRequest {
-            service_id: identity.service.to_string(),
-            r#type: proto::ServiceType::Block.into(),
-            host_name: self.host_name.clone(),
-            addresses: Some((&self.addresses).into()),
-            version: VERSION.into(),
-        };
-        client.join(request).await.map(tonic::Response::into_inner).map_err(Fault::from)
     }
 
     async fn first_session(&self) -> Result<(), Fault> {
@@ -351,19 +394,11 @@ impl Block {
             )),
         }
     }
-
-    /// The identity to join with: the one of an init that was cut off, else a new one, on disk before it is used.
-    fn candidate(&self) -> Result<Identity, DocumentError> {
-        let path = self.dir.identity();
-        if let Some(identity) = load_document::<Identity>(&path)? {
-            return Ok(identity);
-        }
-        let identity = Identity::candidate(ServiceType::Block);
-        save_document(&path, &identity)?;
-        Ok(identity)
-    }
 }
 
 fn internal(error: &dyn std::error::Error) -> Fault {
     Fault::new(FaultKind::Internal, chain(error))
 }
+
+#[cfg(test)]
+mod tests;

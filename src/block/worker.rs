@@ -2,11 +2,12 @@
 
 use crate::backend::file::FilePool;
 use crate::backend::{Backend, BackendError, PoolIdentity, VolumeLayout};
-use crate::export::{ExportTable, ServedExport};
+use crate::export::{AdmitError, ExportTable, Grant, ServedExport};
 use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,10 +21,7 @@ pub struct Outcome {
 
 impl Outcome {
     pub fn failure(&self) -> Option<&str> {
-        match self.report.as_ref()? {
-            Report::Pool(report) => report.failure.as_deref(),
-            Report::Volume(report) => report.failure.as_deref(),
-        }
+        self.report.as_ref()?.failure()
     }
 }
 
@@ -35,14 +33,28 @@ enum TaskError {
     PoolClosed(PoolId),
     #[error(transparent)]
     Publish(#[from] crate::export::PublishError),
+    #[error(transparent)]
+    Admit(#[from] AdmitError),
 }
 
 /// Where clients find the exports.
 #[derive(Clone, Debug)]
 pub struct Doors {
-    /// `host:port` as clients are told; absent where there is no TCP listener.
+    /// `host:port` as local clients are told; absent where they do not get in by it.
     pub tcp: Option<String>,
+    /// The same for clients with a certificate; absent where there is no TLS.
+    pub tls: Option<String>,
     pub unix: PathBuf,
+}
+
+impl Doors {
+    /// Of a TCP listener at `address` and a socket. In plain text only this host is let in, by loopback.
+    pub fn at(address: Option<String>, unix: PathBuf) -> Self {
+        let host =
+            |address: &String| address.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
+        let loopback = |host: String| host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        Self { tcp: address.clone().filter(|address| host(address).is_some_and(loopback)), tls: address, unix }
+    }
 }
 
 /// The open pools and the export table of this host.
@@ -52,12 +64,15 @@ pub struct Worker {
     exports: Arc<ExportTable>,
     /// Which volumes are in the export table. By id: a name may pass from a volume that goes to one that comes.
     served: Mutex<BTreeMap<VolumeId, Name>>,
+    /// Whom the export table may let in to what.
+    admitted: Mutex<BTreeSet<(Name, ClientId)>>,
     doors: Doors,
 }
 
 impl Worker {
     pub fn new(cluster: ClusterId, exports: Arc<ExportTable>, doors: Doors) -> Self {
-        Self { cluster, pools: Mutex::default(), exports, served: Mutex::default(), doors }
+        let (pools, served, admitted) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { cluster, pools, exports, served, admitted, doors }
     }
 
     fn pools(&self) -> MutexGuard<'_, BTreeMap<PoolId, Arc<dyn Backend>>> {
@@ -68,6 +83,10 @@ impl Worker {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn admitted(&self) -> MutexGuard<'_, BTreeSet<(Name, ClientId)>> {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pool(&self, id: PoolId) -> Result<Arc<dyn Backend>, TaskError> {
         self.pools().get(&id).cloned().ok_or(TaskError::PoolClosed(id))
     }
@@ -75,22 +94,70 @@ impl Worker {
     /// Blocks until the task has succeeded or failed.
     pub fn perform(&self, task: Task) -> Outcome {
         let report = match &task {
-            Task::EnsurePool(pool) => Some(pool_report(pool, self.ensure_pool(pool).map(Observed::Known))),
-            Task::ReleasePool(pool) => Some(pool_report(pool, self.release_pool(pool).map(|()| Observed::Absent))),
-            Task::ClosePool(id) => {
-                drop(self.pools().remove(id));
-                None
-            }
-            Task::EnsureVolume(volume) => Some(volume_report(volume, self.ensure_volume(volume).map(Observed::Known))),
-            Task::RemoveVolume(volume) => {
-                Some(volume_report(volume, self.remove_volume(volume).map(|()| Observed::Absent)))
-            }
-            Task::RetireVolume(volume) => {
-                self.retire(volume.id);
+            Task::Ensure(object) => Some(self.ensure(object).unwrap_or_else(|error| failed(object, &error))),
+            Task::Remove(object) => Some(self.remove(object).unwrap_or_else(|error| failed(object, &error))),
+            Task::Drop(object) => {
+                self.drop_object(object);
                 None
             }
         };
         Outcome { task, report }
+    }
+
+    fn ensure(&self, object: &Assigned) -> Result<Report, TaskError> {
+        Ok(match object {
+            Assigned::Pool(pool) => pool_report(pool, Observed::Known(self.ensure_pool(pool)?)),
+            Assigned::Volume(volume) => volume_report(volume, Observed::Known(self.ensure_volume(volume)?)),
+            Assigned::Attachment(held) => {
+                self.admit(held)?;
+                attachment_report(held, Observed::Known(()))
+            }
+        })
+    }
+
+    fn remove(&self, object: &Assigned) -> Result<Report, TaskError> {
+        Ok(match object {
+            Assigned::Pool(pool) => {
+                self.release_pool(pool)?;
+                pool_report(pool, Observed::Absent)
+            }
+            Assigned::Volume(volume) => {
+                self.remove_volume(volume)?;
+                volume_report(volume, Observed::Absent)
+            }
+            Assigned::Attachment(held) => {
+                self.fence(&held.volume_name, held.client);
+                attachment_report(held, Observed::Absent)
+            }
+        })
+    }
+
+    fn drop_object(&self, object: &Assigned) {
+        match object {
+            Assigned::Pool(pool) => drop(self.pools().remove(&pool.id)),
+            Assigned::Volume(volume) => self.retire(volume.id),
+            Assigned::Attachment(held) => self.fence(&held.volume_name, held.client),
+        }
+    }
+
+    fn admit(&self, held: &AttachmentAssignment) -> Result<(), TaskError> {
+        // Noted first: what may be in force is taken back at the end.
+        self.admitted().insert((held.volume_name.clone(), held.client));
+        let grant = Grant {
+            client: held.client.as_uuid(),
+            client_name: held.client_name.to_string(),
+            read_only: held.read_only,
+            exclusive: !held.shared,
+        };
+        self.exports.admit(held.volume_name.as_str(), grant)?;
+        Ok(())
+    }
+
+    /// Cuts a client off and waits until nothing of it is in flight. It cannot come back.
+    fn fence(&self, volume: &Name, client: ClientId) {
+        let fenced = self.exports.fence(volume.as_str(), client.as_uuid());
+        tracing::debug!(%volume, %client, ?fenced, "a client has no hold on a volume any more");
+        self.admitted().remove(&(volume.clone(), client));
     }
 
     fn ensure_pool(&self, pool: &PoolAssignment) -> Result<PoolCapacity, TaskError> {
@@ -173,7 +240,11 @@ impl Worker {
             let uri = format!("nbd://{address}/{name}");
             exports.push(Export { protocol: Protocol::Nbd, uri });
         }
-        let uri = Uri { target: Target::Unix { socket: self.doors.unix.clone() }, export: name.to_string() };
+        if let Some(address) = &self.doors.tls {
+            let uri = format!("nbds://{address}/{name}");
+            exports.push(Export { protocol: Protocol::NbdTls, uri });
+        }
+        let uri = Uri { target: Target::Unix { socket: self.doors.unix.clone() }, export: name.to_string(), tls: None };
         exports.push(Export { protocol: Protocol::NbdUnix, uri: uri.to_string() });
         exports
     }
@@ -203,29 +274,30 @@ impl Worker {
         inventory
     }
 
-    /// Stops serving everything and closes every pool, as after a removal from the cluster.
+    /// Stops serving everything, lets nobody in any more and closes every pool, as after a removal from the cluster.
     pub fn close(&self) {
         let served: Vec<VolumeId> = self.served().keys().copied().collect();
         served.into_iter().for_each(|id| self.retire(id));
+        let admitted = self.admitted().clone();
+        admitted.into_iter().for_each(|(volume, client)| self.fence(&volume, client));
         self.pools().clear();
     }
 }
 
-fn pool_report(pool: &PoolAssignment, outcome: Result<Observed<PoolCapacity>, TaskError>) -> Report {
-    let (capacity, failure) = split(outcome);
-    Report::Pool(PoolReport { id: pool.id, generation: pool.generation, capacity, failure })
+fn pool_report(pool: &PoolAssignment, capacity: Observed<PoolCapacity>) -> Report {
+    Report::Pool(PoolReport { id: pool.id, generation: pool.generation, capacity, failure: None })
 }
 
-fn volume_report(volume: &VolumeAssignment, outcome: Result<Observed<ServedVolume>, TaskError>) -> Report {
-    let (served, failure) = split(outcome);
-    Report::Volume(VolumeReport { id: volume.id, generation: volume.generation, volume: served, failure })
+fn volume_report(volume: &VolumeAssignment, served: Observed<ServedVolume>) -> Report {
+    Report::Volume(VolumeReport { id: volume.id, generation: volume.generation, volume: served, failure: None })
 }
 
-fn split<T>(outcome: Result<Observed<T>, TaskError>) -> (Observed<T>, Option<String>) {
-    match outcome {
-        Ok(observed) => (observed, None),
-        Err(error) => (Observed::Unknown, Some(failure_text(&error))),
-    }
+fn attachment_report(held: &AttachmentAssignment, in_force: Observed<()>) -> Report {
+    Report::Attachment(AttachmentReport { id: held.id, generation: held.generation, in_force, failure: None })
+}
+
+fn failed(object: &Assigned, error: &TaskError) -> Report {
+    object.unknown(failure_text(error))
 }
 
 /// An error with its causes, short enough for a report, also within another sentence.

@@ -55,6 +55,8 @@ pub async fn run(args: DevArgs) -> Result<()> {
             store: StoreConfig::Embedded,
             listen: local(args.listen_port),
             advertise: None,
+            metrics: None,
+            init: false,
         },
         shutdown.child(),
         move |bound| {
@@ -73,6 +75,8 @@ pub async fn run(args: DevArgs) -> Result<()> {
             advertise: None,
             // Its port may be another one at every start.
             managers: vec![manager.to_string()],
+            join: None,
+            metrics: None,
         };
         let ready = move || {
             if up.send(manager).is_err() {
@@ -147,7 +151,7 @@ async fn init_block(block: &mut BlockControlClient<Channel>, manager: SocketAddr
         let status = block.get_block_status(proto::GetBlockStatusRequest {}).await.map_err(Fault::from)?.into_inner();
         match (status.state.as_str(), status.service_id) {
             ("uninitialised", _) => {
-                let request = proto::InitBlockRequest { manager: manager.to_string() };
+                let request = proto::InitBlockRequest { manager: manager.to_string(), token: None };
                 let joined = block.init_block(request).await.map_err(Fault::from)?.into_inner();
                 return Ok(joined.service_id);
             }

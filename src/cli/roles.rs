@@ -1,8 +1,8 @@
 //! `symphony manager run` and `symphony block run`.
 
-use crate::block::{self, BlockConfig};
+use crate::block::{self, BlockConfig, Join};
 use crate::ctl::default_config_dir;
-use crate::manager::{self, ManagerConfig, StoreConfig};
+use crate::manager::{self, EtcdFiles, ManagerConfig, Password, StoreConfig};
 use crate::rpc::{BLOCK_PORT, MANAGER_PORT};
 use crate::runtime::{Shutdown, termination};
 use anyhow::{Context, Result};
@@ -32,18 +32,39 @@ pub struct ManagerArgs {
     /// Where identity, control socket and embedded store live [default: /var/lib/symphony/manager]
     #[arg(long, env = "SYMPHONY_MANAGER_CONFIG_DIR")]
     config_dir: Option<PathBuf>,
+    /// Create the cluster or join the one in the store by itself, instead of waiting for `manager init`
+    #[arg(long, env = "SYMPHONY_MANAGER_INIT", value_parser = clap::builder::BoolishValueParser::new())]
+    init: bool,
     /// Keep state in this etcd cluster instead of the embedded store
     #[arg(long, env = "SYMPHONY_ETCD_ENDPOINTS", value_delimiter = ',', value_name = "URL,URL,…")]
     etcd_endpoints: Vec<String>,
     /// Put before every key in etcd, as /lab
     #[arg(long, env = "SYMPHONY_ETCD_PREFIX", default_value = "", hide_default_value = true)]
     etcd_prefix: String,
+    /// The authority that signed etcd's certificate, for https:// endpoints (PEM)
+    #[arg(long, env = "SYMPHONY_ETCD_CA", value_name = "FILE")]
+    etcd_ca: Option<PathBuf>,
+    /// The manager's certificate towards etcd (PEM)
+    #[arg(long, env = "SYMPHONY_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
+    etcd_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, env = "SYMPHONY_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+    /// The user towards etcd; its password comes from a file or from $SYMPHONY_ETCD_PASSWORD
+    #[arg(long, env = "SYMPHONY_ETCD_USER", value_name = "NAME")]
+    etcd_user: Option<String>,
+    /// Holds the password of that user
+    #[arg(long, env = "SYMPHONY_ETCD_PASSWORD_FILE", value_name = "FILE")]
+    etcd_password_file: Option<PathBuf>,
     /// The port for block services and operators; 0 takes a free one
     #[arg(long, env = "SYMPHONY_MANAGER_LISTEN_PORT", default_value_t = MANAGER_PORT)]
     listen_port: u16,
-    /// The address to listen on; peers that are not local are refused wherever they come from
+    /// The address to listen on; peers that are not local need a certificate
     #[arg(long, env = "SYMPHONY_MANAGER_LISTEN_ADDRESS", default_value = "0.0.0.0")]
     listen_address: IpAddr,
+    /// Serve figures for monitoring here, as http://ADDRESS:PORT/metrics; anybody who reaches it may read them
+    #[arg(long, env = "SYMPHONY_MANAGER_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
     /// HOST:PORT that others are told [default: the listening address, 127.0.0.1 where that is all addresses]
     #[arg(long, env = "SYMPHONY_MANAGER_ADVERTISE_ADDRESS")]
     advertise_address: Option<String>,
@@ -57,13 +78,22 @@ pub struct BlockArgs {
     /// Managers to try before those it has learned of
     #[arg(long, env = "SYMPHONY_BLOCK_MANAGERS", value_delimiter = ',', value_name = "HOST:PORT,…")]
     managers: Vec<String>,
+    /// Join through one of these by itself, trying until it is a member, instead of waiting for `block init`
+    #[arg(long, env = "SYMPHONY_BLOCK_JOIN", value_delimiter = ',', value_name = "HOST[:PORT],…")]
+    join: Vec<String>,
+    /// Holds the token to join with, where the managers are on other hosts
+    #[arg(long, env = "SYMPHONY_BLOCK_TOKEN_FILE", value_name = "FILE", requires = "join")]
+    token_file: Option<PathBuf>,
+    /// Serve figures for monitoring here, as http://ADDRESS:PORT/metrics; anybody who reaches it may read them
+    #[arg(long, env = "SYMPHONY_BLOCK_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
     /// The service's own gRPC port (health); 0 takes a free one
     #[arg(long, env = "SYMPHONY_BLOCK_LISTEN_PORT", default_value_t = BLOCK_PORT)]
     listen_port: u16,
     /// The port volumes are exported on over NBD; 0 takes a free one
     #[arg(long, env = "SYMPHONY_BLOCK_NBD_PORT", default_value_t = NBD_PORT)]
     nbd_port: u16,
-    /// The address to listen on; peers that are not local are refused wherever they come from
+    /// The address to listen on; peers that are not local need a certificate
     #[arg(long, env = "SYMPHONY_BLOCK_LISTEN_ADDRESS", default_value = "0.0.0.0")]
     listen_address: IpAddr,
     /// The host that others are told [default: the listening address, 127.0.0.1 where that is all addresses]
@@ -85,15 +115,26 @@ pub fn end_on_signal(shutdown: &Shutdown) {
 pub async fn manager(args: ManagerArgs) -> Result<()> {
     let shutdown = Shutdown::new();
     end_on_signal(&shutdown);
+    // Never an option: everybody on a host can read the arguments of its processes.
+    let given = std::env::var("SYMPHONY_ETCD_PASSWORD").ok().map(Password::Given);
+    let access = EtcdFiles {
+        ca: args.etcd_ca,
+        cert: args.etcd_cert,
+        key: args.etcd_key,
+        user: args.etcd_user,
+        password: args.etcd_password_file.map(Password::File).or(given),
+    };
     let store = match args.etcd_endpoints.is_empty() {
         true => StoreConfig::Embedded,
-        false => StoreConfig::Etcd { endpoints: args.etcd_endpoints, prefix: args.etcd_prefix },
+        false => StoreConfig::Etcd { endpoints: args.etcd_endpoints, prefix: args.etcd_prefix, access },
     };
     let config = ManagerConfig {
         config_dir: args.config_dir.unwrap_or_else(|| default_config_dir().join("manager")),
         store,
         listen: SocketAddr::new(args.listen_address, args.listen_port),
         advertise: args.advertise_address,
+        metrics: args.metrics_listen,
+        init: args.init,
     };
     manager::run(config, shutdown, |_| {}).await.context("running the manager")
 }
@@ -107,6 +148,8 @@ pub async fn block(args: BlockArgs) -> Result<()> {
         nbd_listen: SocketAddr::new(args.listen_address, args.nbd_port),
         advertise: args.advertise_address,
         managers: args.managers,
+        join: (!args.join.is_empty()).then_some(Join { managers: args.join, token_file: args.token_file }),
+        metrics: args.metrics_listen,
     };
     block::run(config, shutdown, || {}).await.context("running the block service")
 }
