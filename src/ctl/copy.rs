@@ -3,9 +3,10 @@
 use super::connect::Session;
 use super::failure::Failure;
 use super::output;
-use crate::model::{ByteSize, Protocol, Volume};
+use crate::model::{ByteSize, Export, Protocol, Volume};
 use crate::nbd::copy::{Copied, Sink};
-use crate::nbd::{Client, Stream, Target, Uri, copy};
+use crate::nbd::{Client, Dialled, Target, Uri, copy, tls};
+use crate::pki::Keyring;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -13,14 +14,21 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The export to use from this host: the unix socket where it is here, else TCP.
-fn choose_export(volume: &Volume) -> Result<Uri> {
+/// The export to use from this host: with credentials the one over TLS, for a socket of the same path may be another
+/// service's here; without, the unix socket where there is one, else TCP.
+fn choose_export(volume: &Volume, credentials: bool) -> Result<Uri> {
     let here = |uri: &Uri| match &uri.target {
         Target::Unix { socket, .. } => socket.exists(),
         Target::Tcp { .. } => true,
     };
-    let mut exports: Vec<_> = volume.status.exports.iter().collect();
-    exports.sort_by_key(|export| export.protocol != Protocol::NbdUnix);
+    let preference = |protocol| match protocol {
+        Protocol::NbdTls => 0,
+        Protocol::NbdUnix => 1,
+        Protocol::Nbd => 2,
+    };
+    let usable = |export: &&Export| credentials || export.protocol != Protocol::NbdTls;
+    let mut exports: Vec<_> = volume.status.exports.iter().filter(usable).collect();
+    exports.sort_by_key(|export| preference(export.protocol));
     for export in exports {
         let uri: Uri = export.uri.parse().with_context(|| format!("reading the export '{}'", export.uri))?;
         if here(&uri) {
@@ -32,9 +40,10 @@ fn choose_export(volume: &Volume) -> Result<Uri> {
         .into())
 }
 
-fn connect(volume: &Volume) -> Result<Client<Stream>> {
-    let uri = choose_export(volume)?;
-    Client::dial(&uri).with_context(|| format!("connecting to volume '{}' at {uri}", volume.meta.name))
+fn connect(volume: &Volume, credentials: Option<&Keyring>) -> Result<Dialled> {
+    let uri = choose_export(volume, credentials.is_some())?;
+    let config = credentials.filter(|_| uri.tls.is_some()).map(tls::dialling).transpose()?;
+    Client::dial_with(&uri, config).with_context(|| format!("connecting to volume '{}' at {uri}", volume.meta.name))
 }
 
 fn bar(total: Option<ByteSize>) -> ProgressBar {
@@ -49,7 +58,8 @@ fn is_dash(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-pub async fn upload(session: &Session, volume: Volume, file: PathBuf) -> Result<()> {
+/// The credentials are for services on other hosts.
+pub async fn upload(session: &Session, volume: Volume, file: PathBuf, credentials: Option<Keyring>) -> Result<()> {
     let name = volume.meta.name.to_string();
     let copied = tokio::task::spawn_blocking(move || {
         let (mut source, length): (Box<dyn Read>, _) = if is_dash(&file) {
@@ -59,7 +69,7 @@ pub async fn upload(session: &Session, volume: Volume, file: PathBuf) -> Result<
             let facts = opened.metadata().with_context(|| format!("looking at {}", file.display()))?;
             (Box::new(opened), facts.is_file().then(|| ByteSize::bytes(facts.len())))
         };
-        let mut client = connect(&volume)?;
+        let mut client = connect(&volume, credentials.as_ref())?;
         let bar = bar(length);
         let copied = copy::upload(&mut *source, &mut client, length, &mut |done| bar.set_position(done.as_u64()));
         bar.finish_and_clear();
@@ -71,11 +81,12 @@ pub async fn upload(session: &Session, volume: Volume, file: PathBuf) -> Result<
     say_copied(session, &name, "uploaded", copied)
 }
 
-pub async fn download(session: &Session, volume: Volume, file: PathBuf) -> Result<()> {
+/// The credentials are for services on other hosts.
+pub async fn download(session: &Session, volume: Volume, file: PathBuf, credentials: Option<Keyring>) -> Result<()> {
     let name = volume.meta.name.to_string();
     let to_stdout = is_dash(&file);
     let copied = tokio::task::spawn_blocking(move || {
-        let mut client = connect(&volume)?;
+        let mut client = connect(&volume, credentials.as_ref())?;
         let total = ByteSize::bytes(client.size());
         let bar = bar(Some(total));
         let mut progress = |done: ByteSize| bar.set_position(done.as_u64());

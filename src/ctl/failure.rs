@@ -9,6 +9,9 @@ pub enum Failure {
     Usage(String),
     #[error("not done within {}: {what}; it goes on, and `symphony ctl {look}` shows how far it is", humantime::format_duration(*.limit))]
     TimedOut { limit: std::time::Duration, what: String, look: String },
+    /// None of several managers.
+    #[error("no manager could be reached: {0}")]
+    Unreachable(String),
     /// The request was accepted and could not be fulfilled.
     #[error("{0}")]
     Unfulfilled(String),
@@ -30,11 +33,12 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             return match failure {
                 Failure::Usage(_) => 2,
                 Failure::TimedOut { .. } => 6,
+                Failure::Unreachable(_) => 5,
                 Failure::Unfulfilled(_) => 1,
             };
         }
-        if cause.is::<DialError>() {
-            return 5;
+        if let Some(error) = cause.downcast_ref::<DialError>() {
+            return if error.is_refusal() { 4 } else { 5 };
         }
     }
     1

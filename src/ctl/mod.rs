@@ -1,17 +1,26 @@
 //! `symphony ctl`: what people and scripts type.
 //!
-//! Talks to one socket or manager, waits until what was asked for is so, and says what happened. Results go to standard
-//! output, everything else to standard error. Never here: state, devices, the store.
+//! Talks to one socket or manager, waits until what was asked for is so, and says what happened. Whom to ask is said by
+//! options, or by a context that the user keeps. Results go to standard output, everything else to standard error. Never
+//! here: state of the cluster, devices, the store.
 
+mod attachment;
+mod authority;
 mod block;
+pub mod bundle;
 mod check;
+mod client;
 mod connect;
+mod context;
+mod contexts;
 mod copy;
+mod events;
 mod failure;
 mod manager;
 mod output;
 mod pool;
 mod service;
+mod token;
 mod volume;
 mod wait;
 
@@ -49,6 +58,7 @@ Examples:
   symphony ctl volume upload db disk.img             fill it
   symphony ctl volume get db -o json | jq -r '.status.exports[0].uri'
   symphony ctl --socket=.config/manager-01/control.sock manager init
+  symphony ctl context add prod --bundle ./prod      from now on, ask that cluster
 
 Exit codes: 0 done, 1 failed, 2 asked wrongly, 3 no such object, 4 not allowed by the current state,
 5 nobody answers or the store is away, 6 not done within --timeout.";
@@ -70,6 +80,14 @@ enum Noun {
     /// Block devices in pools
     #[command(subcommand, alias = "volumes")]
     Volume(volume::Verb),
+    /// The clusters that you work with
+    #[command(subcommand, alias = "contexts")]
+    Context(context::Verb),
+    /// Who may use which volume: made by `volume attach`, ended by `volume detach`
+    #[command(subcommand, alias = "attachments")]
+    Attachment(attachment::Verb),
+    /// Who changed what, from where: the record of changes, oldest first
+    Events(events::EventsArgs),
     /// Compare store, managers' view and devices
     Check,
 }
@@ -86,6 +104,9 @@ pub async fn run(args: CtlArgs) -> Result<()> {
         Noun::Service(verb) => service::run(&session, verb).await,
         Noun::Pool(verb) => pool::run(&session, verb).await,
         Noun::Volume(verb) => volume::run(&session, verb).await,
+        Noun::Context(verb) => context::run(&session, verb),
+        Noun::Attachment(verb) => attachment::run(&session, verb).await,
+        Noun::Events(args) => events::run(&session, args).await,
         Noun::Check => check::run(&session).await,
     }
 }

@@ -11,6 +11,8 @@ pub enum Format {
     /// Columns and sentences for people
     #[default]
     Table,
+    /// The same with more columns, where there are more
+    Wide,
     /// One JSON document
     Json,
     /// The same as YAML
@@ -21,10 +23,16 @@ pub enum Format {
 
 /// Writes to standard output; a reader that has gone away is no error.
 pub fn say(text: &str) -> Result<()> {
+    offer(text).map(|_somebody_reads| ())
+}
+
+/// Writes to standard output; whether somebody still reads it.
+pub fn offer(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("writing the result"),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("writing the result"),
     }
 }
 
@@ -44,7 +52,7 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 pub fn document<T: Serialize>(format: Format, value: &T) -> Result<String> {
     match format {
         Format::Yaml => serde_norway::to_string(value).context("writing YAML"),
-        Format::Json | Format::Table | Format::Name => {
+        Format::Json | Format::Table | Format::Wide | Format::Name => {
             Ok(serde_json::to_string_pretty(value).context("writing JSON")? + "\n")
         }
     }
@@ -58,7 +66,7 @@ pub fn list<T: Serialize>(
     people: impl FnOnce(&[T]) -> String,
 ) -> Result<()> {
     say(&match format {
-        Format::Table => people(items),
+        Format::Table | Format::Wide => people(items),
         Format::Name => items.iter().map(|item| name(item) + "\n").collect(),
         Format::Json | Format::Yaml => document(format, &items)?,
     })
@@ -67,7 +75,7 @@ pub fn list<T: Serialize>(
 /// Prints one thing in the chosen format.
 pub fn one<T: Serialize>(format: Format, item: &T, name: &str, people: impl FnOnce(&T) -> String) -> Result<()> {
     say(&match format {
-        Format::Table => people(item),
+        Format::Table | Format::Wide => people(item),
         Format::Name => format!("{name}\n"),
         Format::Json | Format::Yaml => document(format, item)?,
     })

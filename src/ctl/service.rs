@@ -1,7 +1,9 @@
 //! `ctl service …`
 
+use super::client::short;
 use super::connect::Session;
-use super::output::{self, fields, table};
+use super::output::{self, Format, fields, table};
+use super::token::ahead;
 use crate::model::{Kind, Object, Service, Timestamp};
 use anyhow::{Result, bail};
 use clap::Subcommand;
@@ -34,10 +36,18 @@ pub fn expect(object: Object) -> Result<Service> {
     }
 }
 
-fn row(service: &Service) -> Vec<String> {
+/// How long its certificate lasts, and which root signed it.
+fn certificate(service: &Service) -> [String; 2] {
+    match &service.status.certificate {
+        Some(record) => [ahead(record.expires_at).unwrap_or_else(|| "expired".into()), short(&record.root)],
+        None => ["-".into(), "-".into()],
+    }
+}
+
+fn row(service: &Service, wide: bool) -> Vec<String> {
     let (meta, status) = (&service.meta, &service.status);
     let none = || "-".to_owned();
-    vec![
+    let mut row = vec![
         meta.id.to_string(),
         service.spec.service_type.to_string(),
         status.host_name.clone(),
@@ -45,7 +55,12 @@ fn row(service: &Service) -> Vec<String> {
         age(status.since),
         status.manager.map_or_else(none, |id| id.to_string()),
         status.addresses.rpc.clone().unwrap_or_else(none),
-    ]
+    ];
+    if wide {
+        row.extend(certificate(service));
+        row.extend([status.addresses.nbd.clone().unwrap_or_else(none), status.version.clone()]);
+    }
+    row
 }
 
 pub async fn run(session: &Session, verb: Verb) -> Result<()> {
@@ -54,8 +69,13 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
         Verb::List => {
             let services: Vec<Service> =
                 manager.list(Kind::Service).await?.into_iter().map(expect).collect::<Result<_>>()?;
-            let header = ["ID", "TYPE", "HOST", "STATE", "SINCE", "MANAGER", "ADDRESS"];
-            let people = |services: &[Service]| table(&header, services.iter().map(row).collect());
+            let wide = session.format == Format::Wide;
+            let mut header = vec!["ID", "TYPE", "HOST", "STATE", "SINCE", "MANAGER", "ADDRESS"];
+            if wide {
+                header.extend(["CERTIFICATE ENDS IN", "ROOT", "NBD", "VERSION"]);
+            }
+            let people =
+                |services: &[Service]| table(&header, services.iter().map(|service| row(service, wide)).collect());
             output::list(session.format, &services, |service| service.meta.id.to_string(), people)
         }
         Verb::Get { service } => {
@@ -77,6 +97,14 @@ fn describe(service: &Service) -> String {
         ("Address", status.addresses.rpc.clone().unwrap_or_else(none)),
         ("NBD", status.addresses.nbd.clone().unwrap_or_else(none)),
         ("Version", status.version.clone()),
+        (
+            "Certificate",
+            service
+                .status
+                .certificate
+                .as_ref()
+                .map_or_else(none, |record| format!("until {}, of root {}", record.expires_at, short(&record.root))),
+        ),
         ("Joined", service.meta.created_at.to_string()),
     ])
 }

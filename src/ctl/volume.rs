@@ -1,10 +1,13 @@
 //! `ctl volume …`
 
+use super::attachment;
 use super::connect::{Manager, Session, answer, object};
 use super::copy;
-use super::output::{self, fields, table};
+use super::output::{self, Format, fields, table};
 use super::wait::{Until, settle};
-use crate::model::{ByteSize, Kind, Object, PoolId, Service, ServiceId, ServiceState, Volume};
+use crate::model::{
+    Attachment, AttachmentSpec, ByteSize, Kind, Object, PoolId, Service, ServiceId, ServiceState, Volume,
+};
 use crate::rpc::proto;
 use anyhow::{Result, bail};
 use clap::Subcommand;
@@ -45,6 +48,32 @@ pub enum Verb {
     Remove {
         /// Name or id
         volume: String,
+    },
+    /// Let a client use a volume, alone unless it is shared
+    #[command(
+        after_help = "Without --shared nobody else may use the volume, peers on the block service's own host included; \
+                            it is ready once nobody else does.\nExample: symphony ctl volume attach db --client web-01"
+    )]
+    Attach {
+        /// Name or id
+        volume: String,
+        /// The client's name or id
+        #[arg(long, env = "SYMPHONY_CLIENT")]
+        client: String,
+        /// Let the client read only
+        #[arg(long, env = "SYMPHONY_READ_ONLY", value_parser = clap::builder::BoolishValueParser::new())]
+        read_only: bool,
+        /// Let others use the volume too
+        #[arg(long, env = "SYMPHONY_SHARED", value_parser = clap::builder::BoolishValueParser::new())]
+        shared: bool,
+    },
+    /// Cut a client off: done when nothing of it is in flight and it cannot come back
+    Detach {
+        /// Name or id
+        volume: String,
+        /// The client's name or id
+        #[arg(long, env = "SYMPHONY_CLIENT")]
+        client: String,
     },
     /// Copy a file onto a volume; runs of zeros are not sent
     #[command(after_help = "The rest of a larger volume is left as it is. Prints the SHA-256 of what was copied.")]
@@ -96,7 +125,14 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
         }
         Verb::Get { volume } => {
             let volume = expect(manager.get(Kind::Volume, &volume).await?)?;
-            output::one(session.format, &volume, volume.meta.name.as_str(), describe)
+            // Only people are told: a document is the object and nothing else.
+            let attached = match session.format {
+                Format::Table | Format::Wide => {
+                    attachment::of_volume(&mut manager, &volume.meta.id.to_string()).await?
+                }
+                Format::Json | Format::Yaml | Format::Name => Vec::new(),
+            };
+            output::one(session.format, &volume, volume.meta.name.as_str(), |volume| describe(volume, &attached))
         }
         Verb::Remove { volume } => {
             let request = proto::RemoveRequest { reference: volume };
@@ -105,13 +141,32 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             let verb = if session.wait { "removed" } else { "removing" };
             output::one(session.format, &volume, volume.name(), |volume| format!("{verb} volume '{}'\n", volume.name()))
         }
+        Verb::Attach { volume, client, read_only, shared } => {
+            let request = proto::AttachVolumeRequest { volume, client, read_only, shared };
+            let held = object(answer(manager.client.attach_volume(request).await, "manager")?)?;
+            let held = attachment::expect(settle(session, held, Until::Ready).await?)?;
+            output::one(session.format, &held, &held.label(), |held| {
+                let AttachmentSpec { volume_name, client_name, .. } = &held.spec;
+                let (access, mode, phase) = (held.spec.access(), held.spec.mode(), held.status.phase);
+                format!("volume '{volume_name}' is attached to '{client_name}' ({access}, {mode}): {phase}\n")
+            })
+        }
+        Verb::Detach { volume, client } => {
+            let request = proto::DetachVolumeRequest { volume, client };
+            let held = object(answer(manager.client.detach_volume(request).await, "manager")?)?;
+            let held = attachment::expect(settle(session, held, Until::Gone).await?)?;
+            let verb = if session.wait { "detached" } else { "detaching" };
+            output::one(session.format, &held, &held.label(), |held| {
+                format!("{verb} '{}' from volume '{}'\n", held.spec.client_name, held.spec.volume_name)
+            })
+        }
         Verb::Upload { volume, file } => {
             let volume = expect(manager.get(Kind::Volume, &volume).await?)?;
-            copy::upload(session, volume, file).await
+            copy::upload(session, volume, file, session.credentials()?).await
         }
         Verb::Download { volume, file } => {
             let volume = expect(manager.get(Kind::Volume, &volume).await?)?;
-            copy::download(session, volume, file).await
+            copy::download(session, volume, file, session.credentials()?).await
         }
     }
 }
@@ -146,7 +201,7 @@ fn row(volume: &Volume, pools: &BTreeMap<PoolId, String>, down: &BTreeSet<Servic
     ]
 }
 
-fn describe(volume: &Volume) -> String {
+fn describe(volume: &Volume, attached: &[Attachment]) -> String {
     let status = &volume.status;
     let mut rows = vec![
         ("Name", volume.meta.name.to_string()),
@@ -161,6 +216,11 @@ fn describe(volume: &Volume) -> String {
     }
     for export in &status.exports {
         rows.push(("Export", export.uri.clone()));
+    }
+    for held in attached {
+        let AttachmentSpec { client_name, .. } = &held.spec;
+        let (access, mode, phase) = (held.spec.access(), held.spec.mode(), held.status.phase);
+        rows.push(("Attached", format!("'{client_name}' ({access}, {mode}): {phase}")));
     }
     rows.push(("Created", volume.meta.created_at.to_string()));
     fields(&rows)

@@ -36,7 +36,7 @@ pub async fn settle(session: &Session, first: Object, until: Until) -> Result<Ob
     if !session.wait {
         return Ok(first);
     }
-    let (kind, id, name) = (first.kind(), first.id(), first.name().to_owned());
+    let (kind, id, name) = (first.kind(), first.id(), first.label());
     let doing = match until {
         Until::Ready => format!("waiting for {kind} '{name}'"),
         Until::Gone => format!("removing {kind} '{name}'"),
@@ -105,7 +105,7 @@ fn is_missing(error: &anyhow::Error) -> bool {
 
 /// Whether the wait is over.
 fn judge(object: &Object, until: Until) -> Result<bool> {
-    let (kind, name) = (object.kind(), object.name());
+    let (kind, name) = (object.kind(), object.label());
     let failed = |what: &str, why: &str| {
         let text = format!(
             "{kind} '{name}' {what}: {why} (it is tried again; `symphony ctl {kind} get {name}` shows how it stands)"
