@@ -9,6 +9,7 @@ mod raw;
 #[expect(dead_code, reason = "a benchmark hurts no member")]
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod volumes;
 
 use anyhow::{Context, Result};
@@ -36,6 +37,11 @@ async fn run(binary: PathBuf) -> Result<()> {
     let raw = raw::embedded().await?;
     let cloud = processes::Cloud::start(&binary, &[]).await?;
     volumes::measure("embedded", &cloud, raw, Some("under 10"), &mut figures).await?;
+    drop(cloud);
+
+    println!("measuring what encryption costs …");
+    let cloud = processes::Cloud::start(&binary, &[]).await?;
+    tls::measure(&binary, &cloud, &mut figures).await?;
     drop(cloud);
 
     println!("measuring on an etcd cluster of three …");

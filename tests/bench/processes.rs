@@ -36,6 +36,18 @@ impl Process {
     }
 }
 
+impl Process {
+    /// The processor time that it has used so far (proc(5), `utime` and `stime`).
+    pub fn cpu(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
+        // The name in brackets may hold spaces.
+        let fields = stat.rsplit_once(')').context("no name in the process's facts")?.1;
+        let ticks: Vec<u64> = fields.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock ticks")?;
+        Ok(Duration::from_secs_f64(ticks.iter().sum::<u64>() as f64 / per_second as f64))
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
@@ -83,7 +95,7 @@ impl Cloud {
         let args: Vec<String> = args.chain([format!("--config-dir={}", text(place("block")))]).collect();
         let block = Process::start(binary, &place("log"), &args)?;
         let mut joined = BlockControlClient::new(dial(&place("block/control.sock")).await?);
-        joined.init_block(proto::InitBlockRequest { manager: address }).await?;
+        joined.init_block(proto::InitBlockRequest { manager: address, token: None }).await?;
         let driver = Some(file_driver(text(place("pool")), None));
         let request = proto::CreatePoolRequest { name: "pool".into(), service: String::new(), driver };
         control.create_pool(request).await?;

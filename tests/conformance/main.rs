@@ -4,6 +4,7 @@ mod backend;
 mod file_pool;
 mod kill_points;
 mod nbd;
+mod nbd_tls;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

@@ -12,7 +12,7 @@ use symphony::export::{ExportTable, NbdServer, ServedExport, ServerConfig};
 use symphony::io::{BlockIo, FileIo, MemoryIo};
 use symphony::nbd::{Client, Target, Uri};
 
-const SIZE: u64 = 64 << 20;
+pub const SIZE: u64 = 64 << 20;
 
 /// A server on TCP and a unix socket with "disk" on a sparse file, "rom" read-only beside it and one odd name.
 struct Bench {
@@ -39,7 +39,7 @@ impl Bench {
         let config = ServerConfig {
             tcp: Some(([127, 0, 0, 1], 0).into()),
             unix: Some(directory.path().join("nbd.sock")),
-            ..ServerConfig::new(Arc::new(|_, _| Ok(())))
+            ..ServerConfig::new()
         };
         let server = NbdServer::start(config, table).expect("a server");
         Self { directory, server, io }
@@ -48,12 +48,12 @@ impl Bench {
     fn tcp(&self, export: &str) -> String {
         let address = self.server.tcp_address().expect("a TCP address");
         let target = Target::Tcp { host: address.ip().to_string(), port: address.port() };
-        Uri { target, export: export.into() }.to_string()
+        Uri { target, export: export.into(), tls: None }.to_string()
     }
 
     fn unix(&self, export: &str) -> String {
         let socket = self.server.unix_path().expect("a socket").to_owned();
-        Uri { target: Target::Unix { socket }, export: export.into() }.to_string()
+        Uri { target: Target::Unix { socket }, export: export.into(), tls: None }.to_string()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -83,7 +83,7 @@ impl Bench {
 }
 
 /// Runs a program; a failure shows everything it said.
-fn run(package: &str, program: &str, arguments: &[&str]) -> String {
+pub fn run(package: &str, program: &str, arguments: &[&str]) -> String {
     let output = output(package, program, arguments);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -91,7 +91,7 @@ fn run(package: &str, program: &str, arguments: &[&str]) -> String {
     stdout
 }
 
-fn output(package: &str, program: &str, arguments: &[&str]) -> Output {
+pub fn output(package: &str, program: &str, arguments: &[&str]) -> Output {
     // nbdsh takes the first python3, and only the distribution's own has its module.
     let path = format!("/usr/bin:/bin:{}", std::env::var("PATH").unwrap_or_default());
     match Command::new(program).args(arguments).env("PATH", path).output() {
@@ -100,7 +100,7 @@ fn output(package: &str, program: &str, arguments: &[&str]) -> Output {
     }
 }
 
-fn qemu_img(arguments: &[&str]) -> String {
+pub fn qemu_img(arguments: &[&str]) -> String {
     run("qemu-utils", "qemu-img", arguments)
 }
 
@@ -120,7 +120,7 @@ fn nbdsh(uri: &str, script: &str) {
     run("libnbd-bin and python3-libnbd", "nbdsh", &["-c", &format!("uri = {uri:?}"), "-c", script]);
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
@@ -351,7 +351,7 @@ fn our_client_speaks_with_other_servers() {
     // nbdkit has made its socket when it forks into the background.
     let pid = directory.path().join("pid");
     run("nbdkit", "nbdkit", &["-U", text(&socket), "-P", text(&pid), "file", text(&path)]);
-    let uri = Uri { target: Target::Unix { socket }, export: String::new() };
+    let uri = Uri { target: Target::Unix { socket }, export: String::new(), tls: None };
     let outcome = std::panic::catch_unwind(|| {
         let mut client = Client::dial(&uri).expect("a client of nbdkit");
         assert_eq!(client.size(), content.len() as u64);

@@ -3,6 +3,7 @@
 mod cases;
 mod embedded;
 mod etcd;
+mod etcd_access;
 mod leases;
 mod model;
 mod subject;

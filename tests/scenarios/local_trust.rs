@@ -1,4 +1,4 @@
-//! Until there is mutual TLS, only local and trusted peers are served: another user and another host are told why not.
+//! Without a certificate only local and trusted peers are served: another user and another host are told why not.
 
 use crate::stage::{Backing, Cluster, Outcome, finish, nobody, path_text, tool};
 use crate::support::process::mortal;
@@ -39,7 +39,7 @@ fn another_user_of_this_host_is_refused_by_the_manager_and_told_why() {
 fn another_user_of_this_host_is_refused_the_volumes() {
     let Some((cluster, _)) = stage() else { return };
     let uri = cluster.ctl().uri("a", "nbd");
-    finish(nobody("nbdinfo", ["--size", &uri])).fails(1, &["policy"]);
+    finish(nobody("nbdinfo", ["--size", &uri])).fails(1, &["requires TLS"]);
     // qemu shows its user what the server says.
     finish(nobody("qemu-img", ["info", &uri])).fails(1, &["belongs to user 65534", "control socket"]);
     let outcome = finish(nobody("nbdinfo", ["--size", &cluster.ctl().uri("a", "nbd-unix")]));
@@ -63,6 +63,29 @@ fn control_sockets_and_files_are_closed_to_other_users() {
             assert_eq!(mode & 0o077, 0, "{} is open to others", entry.path().display());
         }
     }
+    cluster.ctl().check();
+}
+
+#[test]
+fn a_server_of_another_user_on_loopback_is_told_nothing() {
+    let Some((cluster, program)) = stage() else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).expect("an open directory");
+    let port = crate::support::ports::free_ports(1)[0].to_string();
+    let config = directory.path().join("theirs");
+    let arguments = ["manager", "run", "--listen-port", &port, "--config-dir", path_text(&config)];
+    let mut command = nobody(&program, arguments);
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut theirs = crate::support::process::spawn_for_life(command);
+    let address = format!("127.0.0.1:{port}");
+    crate::stage::until("a server of another user", || std::net::TcpStream::connect(&address).ok());
+    let outcome = finish(crate::stage::symphony(["ctl", "--manager", &address, "volume", "list"]));
+    outcome.fails(4, &["65534", "nothing is said to it in plain text"]);
+    let (mut block, ctl) = cluster.another_block("block-02");
+    ctl.run(&format!("block init {address}")).fails(4, &["65534", "manager token create"]);
+    block.assert_alive();
+    theirs.kill().expect("kill a child");
+    theirs.wait().expect("bury a child");
     cluster.ctl().check();
 }
 

@@ -1,21 +1,31 @@
 //! The real executable, driven as users drive it: real processes, real etcd, real clients. Nothing here asserts on how
 //! long something takes; every cluster ends in the consistency check.
 
+mod attached_clients;
+mod attachments;
 mod command_line;
+mod compose;
+mod contexts;
 mod crash_rounds;
 mod damage;
 mod data;
 mod dev;
 mod directories;
+mod events;
 mod full_disk;
 mod hostile_bytes;
 mod independence;
 mod initialisation;
+mod joining;
 mod local_trust;
 mod membership;
 mod placement;
 mod refusals;
+mod remote_operators;
 mod removal;
+mod restarts;
+mod revocation;
+mod rotation;
 mod stage;
 mod starting;
 mod store_outages;

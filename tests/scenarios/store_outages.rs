@@ -23,7 +23,7 @@ fn a_manager_waits_for_an_etcd_that_is_not_there_yet() {
     ctl.run("volume list").fails(5, &["not serving yet", "etcd"]);
     ctl.run("manager init").fails(5, &["cannot init now", "etcd"]);
     manager.assert_alive();
-    let _etcd = wait(Etcd::start_with(1, EtcdSetup { client_ports, unsafe_no_fsync: true }));
+    let _etcd = wait(Etcd::start_with(1, EtcdSetup { client_ports, unsafe_no_fsync: true, ..EtcdSetup::default() }));
     until("the manager to have found it", || (ctl.text("manager status", "/state") == "uninitialised").then_some(()));
     ctl.ok("manager init");
     manager.assert_alive();

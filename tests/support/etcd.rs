@@ -16,6 +16,7 @@ use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+use symphony::store::{EtcdAccess, EtcdOptions, EtcdStore, Key, Store};
 use tempfile::TempDir;
 
 /// How long a healthy cluster may take to form before a test gives up on it.
@@ -27,6 +28,19 @@ pub struct EtcdSetup {
     pub client_ports: Vec<u16>,
     /// Faster, and fit only for tests that kill no member.
     pub unsafe_no_fsync: bool,
+    /// Serve over TLS only.
+    pub tls: Option<EtcdTls>,
+}
+
+/// What members serve TLS with, and whom they let in.
+#[derive(Clone, Debug)]
+pub struct EtcdTls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Clients need a certificate that this authority signed, where it is given.
+    pub client_ca: Option<PathBuf>,
+    /// What gets this test in.
+    pub access: EtcdAccess,
 }
 
 /// A cluster of etcd members. Dropping it kills them and removes their data.
@@ -52,11 +66,12 @@ impl Etcd {
 
     pub async fn start_with(members: usize, setup: EtcdSetup) -> Self {
         let ports = free_ports(2 * members);
+        let scheme = if setup.tls.is_some() { "https" } else { "http" };
         let member = |place: usize| {
             let client = setup.client_ports.get(place).copied().unwrap_or(ports[2 * place]);
             Member {
                 name: format!("etcd-{place}"),
-                client_url: format!("http://127.0.0.1:{client}"),
+                client_url: format!("{scheme}://127.0.0.1:{client}"),
                 peer_url: format!("http://127.0.0.1:{}", ports[2 * place + 1]),
                 process: Mutex::new(None),
             }
@@ -107,9 +122,11 @@ impl Etcd {
         let member = &self.members[place];
         let start = Instant::now();
         loop {
+            let access = self.setup.tls.as_ref().map(|tls| tls.access.clone()).unwrap_or_default();
+            let options = EtcdOptions { access, ..EtcdOptions::default() };
             let ask = async {
-                let mut client = etcd_client::Client::connect([&member.client_url], None).await?;
-                client.get("health", None).await
+                let store = EtcdStore::connect(std::slice::from_ref(&member.client_url), options).await?;
+                store.get(&Key::raw("/health")).await
             };
             let problem = match tokio::time::timeout(Duration::from_secs(2), ask).await {
                 Ok(Ok(_)) => return,
@@ -159,6 +176,12 @@ impl Etcd {
         command.args(["--listen-client-urls", &member.client_url, "--advertise-client-urls", &member.client_url]);
         command.args(["--listen-peer-urls", &member.peer_url, "--initial-advertise-peer-urls", &member.peer_url]);
         command.arg("--data-dir").arg(self.directory.path().join(&member.name));
+        if let Some(tls) = &self.setup.tls {
+            command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
+            if let Some(ca) = &tls.client_ca {
+                command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+            }
+        }
         if self.setup.unsafe_no_fsync {
             command.arg("--unsafe-no-fsync");
         }

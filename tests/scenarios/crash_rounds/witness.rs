@@ -50,7 +50,7 @@ impl Witness {
     }
 
     /// Writes until it has been enough or the connection fails.
-    fn write_through(&mut self, mut connection: symphony::nbd::Client<symphony::nbd::Stream>, enough: &AtomicBool) {
+    fn write_through(&mut self, mut connection: symphony::nbd::Dialled, enough: &AtomicBool) {
         while !enough.load(Ordering::Relaxed) {
             for _ in 0..self.random.usize(1..8) {
                 let place = self.random.usize(..BLOCKS);

@@ -12,6 +12,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 /// One process, which may be down for a while.
 pub struct Daemon {
     arguments: Vec<String>,
+    /// What the arguments are handed to.
+    program: Box<dyn Fn() -> Command + Send + Sync>,
     directory: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -20,12 +22,24 @@ pub struct Daemon {
 impl Daemon {
     /// Prepares `symphony ARGUMENTS…` to be run in `directory`; its output goes to `NAME.log` there.
     pub fn new(name: &str, directory: &Path, arguments: &[&str]) -> Self {
+        Self::of(name, directory, || symphony(std::iter::empty::<&str>()), arguments)
+    }
+
+    /// The same of another program, or of symphony somewhere else.
+    pub fn of(
+        name: &str,
+        directory: &Path,
+        program: impl Fn() -> Command + Send + Sync + 'static,
+        arguments: &[&str],
+    ) -> Self {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        Self { arguments, directory: directory.to_owned(), log: directory.join(format!("{name}.log")), child: None }
+        let (directory, log) = (directory.to_owned(), directory.join(format!("{name}.log")));
+        Self { arguments, program: Box::new(program), directory, log, child: None }
     }
 
     fn command(&self) -> Command {
-        let mut command = symphony(&self.arguments);
+        let mut command = (self.program)();
+        command.args(&self.arguments);
         command.current_dir(&self.directory);
         command
     }

@@ -3,7 +3,7 @@
 use super::command::{Outcome, finish};
 use crate::support::process::mortal;
 use std::path::Path;
-use symphony::nbd::{Client, Stream};
+use symphony::nbd::{Client, Dialled};
 
 const PACKAGES: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
@@ -18,6 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mount", "mount"),
     ("umount", "mount"),
     ("bash", "bash"),
+    ("ldd", "libc-bin"),
 ];
 
 /// Runs a program that is in `PATH` or where administrators have theirs.
@@ -54,6 +55,6 @@ pub fn nbd_size(uri: &str) -> u64 {
 }
 
 /// A connection of our own client, which knows what has been acknowledged.
-pub fn client(uri: &str) -> Result<Client<Stream>, symphony::nbd::ClientError> {
+pub fn client(uri: &str) -> Result<Dialled, symphony::nbd::ClientError> {
     Client::dial(&uri.parse().expect("an URI"))
 }
