@@ -73,7 +73,7 @@ async fn thousands_of_half_open_connections_leave_room_for_members() {
 }
 
 #[tokio::test]
-async fn thousands_of_anonymous_connections_leave_room_for_members_and_joiners() {
+async fn a_flood_of_anonymous_connections_leaves_room_for_members_and_joiners() {
     let cluster = Cluster::new();
     let host = Host::serve(cluster.keyring(Role::Manager), Limits { anonymous: 8, ..Limits::default() }).await;
     let mut crowd = Vec::new();
@@ -86,7 +86,7 @@ async fn thousands_of_anonymous_connections_leave_room_for_members_and_joiners()
 }
 
 #[tokio::test]
-async fn thousands_of_refused_peers_leave_room_for_members_and_are_still_told_why() {
+async fn a_flood_of_refused_peers_leaves_room_for_members_and_is_still_told_why() {
     let cluster = Cluster::new();
     let limits = Limits { refused: 8, ..Limits::default() };
     let host = Host::admitting(strangers(), cluster.keyring(Role::Manager), limits).await;
