@@ -7,6 +7,7 @@ FLAGS   := --locked --target $(TARGET)
 BINARY  := target/symphony
 PROTOX  := target/tools/bin/protox
 SECONDS_EACH ?= 60
+BENCH_DATA ?=
 FUZZERS := $(notdir $(wildcard tests/fuzz/seeds/*))
 
 # What the tests drive symphony with, and the packages that bring it: program=package.
@@ -16,7 +17,7 @@ PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdc
 # What runs guests and makes them out of packages; what is in the guests is downloaded, not installed.
 VM_PROGRAMS := qemu-system-x86_64=qemu-system-x86 python3=python3 modprobe=kmod depmod=kmod nbdkit=nbdkit
 
-.PHONY: help build demo test test-vm lint bench fuzz tools test-tools demo-tools clean
+.PHONY: help build demo test test-vm lint bench bench-data fuzz tools test-tools demo-tools clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -48,6 +49,12 @@ lint: tools ## Check formatting and run clippy
 
 bench: build test-tools ## Print the control plane's figures, side by side with the raw stores
 	SYMPHONY_BENCH_BINARY=$(abspath $(BINARY)) $(STATIC) bench $(FLAGS) --bench control
+
+bench-data: tools ## Print the data path's figures, side by side with qemu-nbd, nbdkit and nbd-server
+	@tests/tools/install fio=fio nbdcopy=libnbd-bin qemu-nbd=qemu-utils nbdkit=nbdkit nbd-server=nbd-server ip=iproute2
+	$(STATIC) build --release $(FLAGS) --example serve
+	tests/bench/data/compare.py --rt $(BENCH_DATA) --server \
+	  'symphony=exec tests/bench/data/serve {file} {transport} {port} {sock} target/$(TARGET)/release/examples/serve'
 
 fuzz: tools ## Fuzz every parser, each for SECONDS_EACH seconds (default 60)
 	@test -x target/tools/bin/cargo-fuzz || cargo install cargo-fuzz --root target/tools --locked

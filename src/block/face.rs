@@ -38,6 +38,7 @@ impl BlockControl for Face {
             version: crate::runtime::VERSION.into(),
             addresses: Some((&self.0.addresses).into()),
             certificate: self.0.certificate(),
+            nbd_engine: self.0.nbd_engine.to_owned(),
             ..Default::default()
         };
         match self.0.stage() {

@@ -26,5 +26,6 @@ mod tls_dir;
 mod unattended;
 mod worker;
 
+pub use crate::export::EngineChoice;
 pub use serve::{BlockConfig, BlockError, run};
 pub use unattended::Join;

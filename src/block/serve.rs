@@ -10,7 +10,7 @@ use super::metrics;
 use super::tls_dir::TlsDir;
 use super::unattended::{self, Join};
 use super::worker::{Doors, Worker, chain};
-use crate::export::{ExportTable, NbdServer, ServerConfig, ServerError};
+use crate::export::{EngineChoice, ExportTable, NbdServer, ServerConfig, ServerError};
 use crate::host::directory::FileError;
 use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document, put_aside, save_document};
 use crate::model::{Addresses, ClusterId, Identity, ServiceId, ServiceType};
@@ -35,6 +35,8 @@ pub struct BlockConfig {
     pub listen: SocketAddr,
     /// NBD over TCP; port 0 takes a free one.
     pub nbd_listen: SocketAddr,
+    /// What carries NBD requests out.
+    pub nbd_engine: EngineChoice,
     /// The host that clients and managers are told; absent: what the listeners allow to conclude.
     pub advertise: Option<String>,
     /// `host:port` of managers to try before those that were learned of.
@@ -107,6 +109,8 @@ pub struct Block {
     host_name: String,
     pub(super) addresses: Addresses,
     exports: Arc<ExportTable>,
+    /// What carries NBD requests out, in a word.
+    pub(super) nbd_engine: &'static str,
     doors: Doors,
     stage: watch::Sender<Stage>,
     /// Managers to try first.
@@ -140,6 +144,7 @@ pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() +
         ServerConfig {
             tcp: Some(config.nbd_listen),
             unix: Some(nbd_socket.clone()),
+            engine: config.nbd_engine,
             tls: Some(keyring.clone()),
             ..ServerConfig::new()
         },
@@ -152,6 +157,7 @@ pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() +
         host_name: crate::host::host_name().map_err(BlockError::HostName)?,
         addresses: Addresses { rpc, nbd: nbd_address.clone() },
         exports,
+        nbd_engine: nbd.engine(),
         doors: Doors::at(nbd_address, nbd_socket),
         stage: watch::Sender::new(Stage::Uninitialised(None)),
         managers: config.managers,

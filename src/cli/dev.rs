@@ -2,7 +2,7 @@
 //! joined, and ready for the first volume. What it does is what the README's user would type.
 
 use super::roles::{NBD_PORT, end_on_signal};
-use crate::block::{self, BlockConfig};
+use crate::block::{self, BlockConfig, EngineChoice};
 use crate::ctl::default_config_dir;
 use crate::manager::{self, ManagerConfig, StoreConfig};
 use crate::rpc::{BLOCK_PORT, Fault, MANAGER_PORT, dial_socket, file_driver, proto};
@@ -34,6 +34,9 @@ pub struct DevArgs {
     /// The port volumes are exported on over NBD; 0 takes a free one
     #[arg(long, env = "SYMPHONY_DEV_NBD_PORT", default_value_t = NBD_PORT)]
     nbd_port: u16,
+    /// What carries NBD requests out: auto, uring (io_uring), or threads (one per connection)
+    #[arg(long, env = "SYMPHONY_DEV_NBD_ENGINE", default_value = "auto")]
+    nbd_engine: EngineChoice,
 }
 
 /// How long the parts may take to come up.
@@ -72,6 +75,7 @@ pub async fn run(args: DevArgs) -> Result<()> {
             config_dir: dir.join("block"),
             listen: local(args.block_port),
             nbd_listen: local(args.nbd_port),
+            nbd_engine: args.nbd_engine,
             advertise: None,
             // Its port may be another one at every start.
             managers: vec![manager.to_string()],

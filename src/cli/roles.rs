@@ -1,6 +1,6 @@
 //! `symphony manager run` and `symphony block run`.
 
-use crate::block::{self, BlockConfig, Join};
+use crate::block::{self, BlockConfig, EngineChoice, Join};
 use crate::ctl::default_config_dir;
 use crate::manager::{self, EtcdFiles, ManagerConfig, Password, StoreConfig};
 use crate::rpc::{BLOCK_PORT, MANAGER_PORT};
@@ -93,6 +93,9 @@ pub struct BlockArgs {
     /// The port volumes are exported on over NBD; 0 takes a free one
     #[arg(long, env = "SYMPHONY_BLOCK_NBD_PORT", default_value_t = NBD_PORT)]
     nbd_port: u16,
+    /// What carries NBD requests out: auto, uring (io_uring), or threads (one per connection)
+    #[arg(long, env = "SYMPHONY_BLOCK_NBD_ENGINE", default_value = "auto")]
+    nbd_engine: EngineChoice,
     /// The address to listen on; peers that are not local need a certificate
     #[arg(long, env = "SYMPHONY_BLOCK_LISTEN_ADDRESS", default_value = "0.0.0.0")]
     listen_address: IpAddr,
@@ -146,6 +149,7 @@ pub async fn block(args: BlockArgs) -> Result<()> {
         config_dir: args.config_dir.unwrap_or_else(|| default_config_dir().join("block")),
         listen: SocketAddr::new(args.listen_address, args.listen_port),
         nbd_listen: SocketAddr::new(args.listen_address, args.nbd_port),
+        nbd_engine: args.nbd_engine,
         advertise: args.advertise_address,
         managers: args.managers,
         join: (!args.join.is_empty()).then_some(Join { managers: args.join, token_file: args.token_file }),

@@ -18,6 +18,9 @@ const BACKLOG: i32 = 128;
 /// milliseconds.
 const BREATHER: u8 = 100;
 
+/// A peer that takes nothing of what it is sent for so long is taken for dead, in milliseconds.
+const UNTAKEN: u32 = 120_000;
+
 /// Where a connection came in.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Origin {
@@ -75,6 +78,8 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
     nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpKeepIdle, &60)?;
     nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpKeepInterval, &15)?;
+    // Replies that nobody takes hold memory that others could use.
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &UNTAKEN)?;
     Ok(())
 }
 

@@ -13,15 +13,19 @@
 //! connection: the control plane fences whom it no longer wants, and no new connection comes up.
 
 mod connection;
+mod freeze;
 mod grants;
 mod listener;
 mod server;
 mod table;
 mod tls;
+mod transmission;
 
+pub use freeze::{Freeze, FreezeError};
 pub use grants::{AdmitError, AttachError, Grant, Guest};
 pub use server::{NbdServer, PeerPolicy, ServerConfig, ServerError};
 pub use table::{Attached, Cut, ExportTable, Fenced, PublishError, Retired, ServedExport};
+pub use transmission::{EngineChoice, EngineError, ParseEngineError};
 
 #[cfg(test)]
 mod tests;

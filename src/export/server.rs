@@ -1,13 +1,13 @@
-//! The NBD server: listens, gives each connection a thread of its own, and ends them all in good order.
+//! The NBD server: listens, shakes hands, hands connections over to the engine, and ends them all in good order.
 //!
-//! A thread per connection keeps a dead or slow client from hurting others. How many there are, and how much memory
-//! each may hold, is bounded: a batch of requests, one payload and one reply, so at most some 64 MiB for a client that
-//! uses requests of the largest size, and less than 3 MiB for an idle one.
+//! A handshake has a thread of its own, which ends at the latest with its deadline: a dead or slow client does not hurt
+//! others. What follows the handshake is the engine's; a connection with TLS stays on its thread.
 
 use super::connection;
 use super::listener::{Listener, Origin, SocketFile, accept_all};
 use super::table::ExportTable;
 use super::tls::ServerTls;
+use super::transmission::{Engine, EngineChoice, EngineError};
 use crate::host::tcp_peer;
 use crate::nbd::Stream;
 use crate::pki::Keyring;
@@ -48,6 +48,8 @@ pub struct ServerConfig {
     /// What the server presents and believes; without it, or while it is empty, there is no TLS, and only local guests
     /// come in.
     pub tls: Option<Keyring>,
+    /// What carries requests out.
+    pub engine: EngineChoice,
 }
 
 impl ServerConfig {
@@ -61,6 +63,7 @@ impl ServerConfig {
             drain_timeout: Duration::from_secs(10),
             local: Arc::new(|stream| tcp_peer(stream).map(drop).map_err(|refused| refused.to_string())),
             tls: None,
+            engine: EngineChoice::Auto,
         }
     }
 }
@@ -81,6 +84,8 @@ pub enum ServerError {
     Tls(#[source] crate::pki::Error),
     #[error("starting the thread that accepts NBD connections")]
     Thread(#[source] io::Error),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 /// A running server; dropping it shuts it down.
@@ -97,7 +102,8 @@ pub struct NbdServer {
 pub(super) struct Shared {
     pub(super) table: Arc<ExportTable>,
     pub(super) config: Rules,
-    pub(super) closing: AtomicBool,
+    pub(super) engine: Engine,
+    pub(super) closing: Arc<AtomicBool>,
     registry: Mutex<Registry>,
     changed: Condvar,
 }
@@ -113,13 +119,19 @@ pub(super) struct Rules {
 
 #[derive(Default)]
 struct Registry {
-    connections: HashMap<u64, Arc<Stream>>,
+    connections: HashMap<u64, Connection>,
     threads: Vec<JoinHandle<()>>,
     next: u64,
     admitted: usize,
     refused: usize,
     /// In the order of their coming.
     unproven: VecDeque<u64>,
+}
+
+struct Connection {
+    stream: Arc<Stream>,
+    /// The engine has it now.
+    handed: bool,
 }
 
 /// Kinds of room, so that clients that are refused, or come to nothing, cannot crowd out those that are welcome.
@@ -131,13 +143,13 @@ pub(super) enum Seats {
 }
 
 /// Room for one connection of its kind; given back when dropped.
-pub(super) struct Seat<'a> {
-    shared: &'a Shared,
+pub(super) struct Seat {
+    shared: Arc<Shared>,
     kind: Seats,
     number: u64,
 }
 
-impl Seat<'_> {
+impl Seat {
     pub(super) fn kind(&self) -> Seats {
         self.kind
     }
@@ -168,12 +180,13 @@ impl NbdServer {
             socket = Some(file);
             listeners.push(listener);
         }
-        let ServerConfig { max_connections, handshake_timeout, drain_timeout, local, tls, .. } = config;
+        let ServerConfig { max_connections, handshake_timeout, drain_timeout, local, tls, engine, .. } = config;
         let tls = tls.map(ServerTls::new).transpose()?;
         let config = Rules { max_connections, handshake_timeout, drain_timeout, local, tls };
         let (stop, stopped) = UnixStream::pair().map_err(ServerError::Thread)?;
-        let (closing, registry, changed) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
-        let shared = Arc::new(Shared { table, config, closing, registry, changed });
+        let (closing, registry, changed) = (Arc::<AtomicBool>::default(), Mutex::default(), Condvar::new());
+        let engine = Engine::start(engine, &closing)?;
+        let shared = Arc::new(Shared { table, config, engine, closing, registry, changed });
         let accepting = Arc::clone(&shared);
         let acceptor = std::thread::Builder::new()
             .name("nbd-accept".into())
@@ -189,6 +202,11 @@ impl NbdServer {
 
     pub fn unix_path(&self) -> Option<&Path> {
         self.socket.as_ref().map(SocketFile::path)
+    }
+
+    /// What carries requests out, in a word.
+    pub fn engine(&self) -> &'static str {
+        self.shared.engine.name()
     }
 
     /// Connections that are being served or shaken hands with now.
@@ -240,14 +258,13 @@ impl Shared {
         let number = registry.next;
         registry.next += 1;
         let stream = Arc::new(stream);
-        registry.connections.insert(number, Arc::clone(&stream));
+        registry.connections.insert(number, Connection { stream: Arc::clone(&stream), handed: false });
         drop(registry);
         join(ended);
         let shared = Arc::clone(self);
         let thread = std::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
-            // Declared in this order, the entry goes after all that the connection holds.
-            let _registered = Registered { shared: &shared, number };
-            connection::run(&shared, number, &stream, origin);
+            let registered = Registered { shared: Arc::clone(&shared), number };
+            connection::run(&shared, &stream, origin, registered);
         });
         match thread {
             Ok(thread) => self.registry().threads.push(thread),
@@ -260,7 +277,7 @@ impl Shared {
 
     /// Room for the connection of this number, if there is any. For an unproven one there always is: the oldest of its
     /// kind is cut for it.
-    pub(super) fn seat(&self, kind: Seats, number: u64) -> Option<Seat<'_>> {
+    pub(super) fn seat(self: &Arc<Self>, kind: Seats, number: u64) -> Option<Seat> {
         let mut registry = self.registry();
         match kind {
             Seats::Admitted if registry.admitted < self.config.max_connections => registry.admitted += 1,
@@ -269,8 +286,8 @@ impl Shared {
             Seats::Unproven => {
                 if registry.unproven.len() >= UNPROVEN
                     && let Some(oldest) = registry.unproven.pop_front()
-                    && let Some(stream) = registry.connections.get(&oldest)
-                    && let Err(error) = stream.shutdown(Shutdown::Both)
+                    && let Some(connection) = registry.connections.get(&oldest)
+                    && let Err(error) = connection.stream.shutdown(Shutdown::Both)
                 {
                     tracing::debug!(%error, "making room for an NBD client");
                 }
@@ -278,7 +295,7 @@ impl Shared {
             }
         }
         drop(registry);
-        Some(Seat { shared: self, kind, number })
+        Some(Seat { shared: Arc::clone(self), kind, number })
     }
 
     /// Why there is no seat.
@@ -292,7 +309,9 @@ impl Shared {
     }
 
     fn end_all(&self) {
-        self.hang_up(Shutdown::Read);
+        // An engine that waits for all its clients at once needs no word from their sockets.
+        let engine_hears = self.engine.drain();
+        self.hang_up(Shutdown::Read, |connection| !(connection.handed && engine_hears));
         let deadline = Instant::now() + self.config.drain_timeout;
         let mut registry = self.registry();
         while !registry.connections.is_empty() {
@@ -304,31 +323,46 @@ impl Shared {
         }
         let threads = std::mem::take(&mut registry.threads);
         drop(registry);
-        self.hang_up(Shutdown::Both);
+        self.hang_up(Shutdown::Both, |_| true);
         join(threads);
+        self.engine.end();
     }
 
-    fn hang_up(&self, how: Shutdown) {
-        for stream in self.registry().connections.values() {
-            if let Err(error) = stream.shutdown(how) {
+    fn hang_up(&self, how: Shutdown, whom: impl Fn(&Connection) -> bool) {
+        for connection in self.registry().connections.values().filter(|connection| whom(connection)) {
+            if let Err(error) = connection.stream.shutdown(how) {
                 tracing::debug!(%error, "hanging up on an NBD client");
             }
         }
     }
 }
 
-struct Registered<'a> {
-    shared: &'a Shared,
+/// A connection's entry in the registry; taken out when dropped.
+pub(super) struct Registered {
+    shared: Arc<Shared>,
     number: u64,
 }
 
-impl Drop for Registered<'_> {
+impl Registered {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Says that the engine has the connection now.
+    pub(super) fn hand_over(&self) {
+        if let Some(connection) = self.shared.registry().connections.get_mut(&self.number) {
+            connection.handed = true;
+        }
+    }
+}
+
+impl Drop for Registered {
     fn drop(&mut self) {
         self.shared.forget(self.number);
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Seat {
     fn drop(&mut self) {
         let mut registry = self.shared.registry();
         match self.kind {

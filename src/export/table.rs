@@ -11,7 +11,7 @@
 //! comes in is judged under the same lock, so nobody slips in behind a fence, however long its handshake took.
 
 use super::grants::{AdmitError, AttachError, Grant, Grants, Guest};
-use crate::io::BlockIo;
+use crate::io::{BlockIo, WriteGate};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -67,6 +67,8 @@ pub struct ExportTable {
 }
 
 struct Entry {
+    /// Passed by every change of what the medium holds.
+    writes: Arc<WriteGate>,
     description: String,
     read_only: bool,
     users: Mutex<Users>,
@@ -82,7 +84,8 @@ struct Users {
 }
 
 struct User {
-    guest: Guest,
+    /// Absent: the server itself, which is in nobody's way.
+    guest: Option<Guest>,
     read_only: bool,
     /// Absent once it was called.
     cut: Option<Cut>,
@@ -122,7 +125,8 @@ impl ExportTable {
             return Err(if leaving { PublishError::Leaving { name } } else { PublishError::Taken { name } });
         }
         let users = Mutex::new(Users { io: Some(io), present: HashMap::new(), next: 0 });
-        let entry = Entry { description, read_only, users, idle: Condvar::new(), leaving: AtomicBool::new(false) };
+        let (writes, idle, leaving) = (WriteGate::new(), Condvar::new(), AtomicBool::new(false));
+        let entry = Entry { writes, description, read_only, users, idle, leaving };
         let mut next = Snapshot::clone(&current);
         next.insert(name, Arc::new(entry));
         *lock(&self.current) = Arc::new(next);
@@ -155,13 +159,15 @@ impl ExportTable {
         let mut grants = lock(&self.grants);
         grants.check(name, &grant)?;
         let entry = self.entry(name);
-        let others = entry.as_ref().map_or(0, |entry| entry.count(|user| user.guest != Guest::Client(client)));
+        let others = entry
+            .as_ref()
+            .map_or(0, |entry| entry.count(|user| user.guest.is_some_and(|guest| guest != Guest::Client(client))));
         if exclusive && others > 0 {
             return Err(AdmitError::InUse { export: name.to_owned(), connections: others });
         }
         grants.put(name, grant);
         let Some(entry) = entry.filter(|_| read_only) else { return Ok(()) };
-        let writers = |user: &User| user.guest == Guest::Client(client) && !user.read_only;
+        let writers = |user: &User| user.guest == Some(Guest::Client(client)) && !user.read_only;
         entry.cut(writers);
         drop(grants);
         // Who comes in from here on may only read.
@@ -174,7 +180,7 @@ impl ExportTable {
     pub fn fence(&self, name: &str, client: Uuid) -> Fenced {
         let mut grants = lock(&self.grants);
         let fenced = if grants.take(name, client) { Fenced::Gone } else { Fenced::WasAbsent };
-        let theirs = |user: &User| user.guest == Guest::Client(client);
+        let theirs = |user: &User| user.guest == Some(Guest::Client(client));
         // Looked up under the lock: an entry that has users is in the snapshot.
         let entry = self.entry(name);
         if let Some(entry) = &entry {
@@ -215,15 +221,12 @@ impl ExportTable {
             Guest::Client(client) => AttachError::NotGranted { export: name.to_owned(), client },
         };
         let entry = self.entry(name).ok_or_else(unknown)?;
-        let mut users = lock(&entry.users);
-        let io = users.io.as_ref().map(Arc::clone).ok_or_else(unknown)?;
-        let number = users.next;
-        users.next += 1;
-        let read_only = entry.read_only || to_read;
-        let ended = Arc::new(AtomicBool::new(false));
-        users.present.insert(number, User { guest, read_only, cut, ended: Arc::clone(&ended) });
-        drop(users);
-        Ok(Attached { entry, number, io: Some(io), read_only, ended })
+        entry.take_hold(Some(guest), to_read, cut).ok_or_else(unknown)
+    }
+
+    /// Takes hold of an export for the server itself, whoever it is granted to.
+    pub(super) fn hold(&self, name: &str) -> Option<Attached> {
+        self.entry(name)?.take_hold(None, false, None)
     }
 
     fn entry(&self, name: &str) -> Option<Arc<Entry>> {
@@ -236,6 +239,19 @@ impl ExportTable {
 }
 
 impl Entry {
+    /// `None` once the export is leaving.
+    fn take_hold(self: Arc<Self>, guest: Option<Guest>, to_read: bool, cut: Option<Cut>) -> Option<Attached> {
+        let mut users = lock(&self.users);
+        let io = Arc::clone(users.io.as_ref()?);
+        let number = users.next;
+        users.next += 1;
+        let read_only = self.read_only || to_read;
+        let ended = Arc::new(AtomicBool::new(false));
+        users.present.insert(number, User { guest, read_only, cut, ended: Arc::clone(&ended) });
+        drop(users);
+        Some(Attached { entry: self, number, io: Some(io), read_only, ended })
+    }
+
     fn leave(&self) {
         let mut users = lock(&self.users);
         self.leaving.store(true, Ordering::SeqCst);
@@ -273,6 +289,16 @@ impl Attached {
     pub fn io(&self) -> Option<&Arc<dyn BlockIo>> {
         let over = self.entry.leaving.load(Ordering::SeqCst) || self.ended.load(Ordering::SeqCst);
         if over { None } else { self.io.as_ref() }
+    }
+
+    /// The medium, over or not: for what was begun before, of which the outcome still matters to others.
+    pub(super) fn begun_on(&self) -> Option<&Arc<dyn BlockIo>> {
+        self.io.as_ref()
+    }
+
+    /// To be passed by every change of what the medium holds, for as long as it is in flight.
+    pub fn writes(&self) -> &Arc<WriteGate> {
+        &self.entry.writes
     }
 
     /// For this guest.

@@ -15,6 +15,7 @@ pub enum Operation {
     Flush,
     Trim,
     Zero,
+    Prefetch,
     Extents,
 }
 
@@ -226,6 +227,16 @@ impl BlockIo for FaultIo {
     fn zero(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
         self.meet(Operation::Zero, offset, length, false)?;
         self.below.zero(offset, length, may_punch)
+    }
+
+    fn zero_fast(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
+        self.meet(Operation::Zero, offset, length, false)?;
+        self.below.zero_fast(offset, length, may_punch)
+    }
+
+    fn prefetch(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.meet(Operation::Prefetch, offset, length, false)?;
+        self.below.prefetch(offset, length)
     }
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {

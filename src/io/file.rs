@@ -1,12 +1,11 @@
-//! [`BlockIo`] over a regular file or a block device, through the page cache.
+//! [`BlockIo`] over a regular file or a block device, through the page cache; engines may go around it.
 //!
 //! Limitations: on a block device space is given back only where the kernel can promise zeros afterwards
 //! (`FALLOC_FL_PUNCH_HOLE`); devices that discard without that promise, such as thin LVM volumes, keep their blocks.
 
-use super::sync::SyncOnce;
-use super::{BlockIo, Extent, check_range, push_extent};
+use super::{BlockIo, Extent, RawFile, check_range, push_extent};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -23,10 +22,9 @@ const DEVICE_BLOCK: u64 = 4096;
 /// A file or block device. All connections to a volume share one, so that a flush by any covers the writes of all.
 #[derive(Debug)]
 pub struct FileIo {
-    file: File,
+    raw: RawFile,
     size: AtomicU64,
     device: bool,
-    syncs: SyncOnce,
     /// Held while the file grows: of two that set its length, the one that comes last could make it smaller.
     growing: Mutex<()>,
 }
@@ -43,7 +41,8 @@ impl FileIo {
         }
         let device = kind.is_block_device();
         let size = AtomicU64::new(observe_size(&file)?);
-        Ok(Self { file, size, device, syncs: SyncOnce::default(), growing: Mutex::default() })
+        let raw = RawFile::probe(file)?;
+        Ok(Self { raw, size, device, growing: Mutex::default() })
     }
 
     /// Makes the file at least `size` bytes long, durably; every open handle sees it. Never shrinks, as long as nobody
@@ -53,8 +52,8 @@ impl FileIo {
     /// What the system said; `InvalidInput` for a block device that is smaller, since it must be grown elsewhere.
     pub fn grow(&self, size: u64) -> io::Result<()> {
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.device && observe_size(&self.file)? < size {
-            self.file.set_len(size)?;
+        if !self.device && observe_size(self.file())? < size {
+            self.file().set_len(size)?;
             // The new size is promised to clients, so it must outlive a power cut like any write.
             self.flush()?;
         }
@@ -69,23 +68,23 @@ impl FileIo {
     /// Looks at the size again, for media that are grown from elsewhere; answers what clients may use now, in bytes.
     /// A medium that has become smaller is not followed: reads beyond its end fail.
     pub fn refresh_size(&self) -> io::Result<u64> {
-        let seen = observe_size(&self.file)?;
+        let seen = observe_size(self.file())?;
         Ok(self.size.fetch_max(seen, Ordering::SeqCst).max(seen))
+    }
+
+    fn file(&self) -> &File {
+        self.raw.file()
+    }
+
+    /// Writes through the page cache. Whole pages may meet direct writes of others; parts of pages may not.
+    fn write_cached(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        let whole = offset.is_multiple_of(DEVICE_BLOCK) && (buffer.len() as u64).is_multiple_of(DEVICE_BLOCK);
+        let _alone = (self.raw.direct().is_some() && !whole).then(|| self.raw.writes().shut());
+        self.file().write_all_at(buffer, offset)
     }
 
     fn check(&self, offset: u64, length: u64) -> io::Result<()> {
         check_range(self.size(), offset, length)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.syncs.sync(|| {
-            loop {
-                match self.file.sync_data() {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    outcome => return outcome,
-                }
-            }
-        })
     }
 
     /// Says whether the file system or device could do it; `Ok(false)` is for the caller to do otherwise.
@@ -94,7 +93,7 @@ impl FileIo {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         loop {
-            match fallocate(&self.file, flags | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, count) {
+            match fallocate(self.file(), flags | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, count) {
                 Ok(()) => return Ok(true),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(false),
@@ -108,7 +107,7 @@ impl FileIo {
     fn write_zeros(&self, mut offset: u64, mut length: u64) -> io::Result<()> {
         while length > 0 {
             let count = length.min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..count as usize], offset)?;
+            self.write_cached(&ZEROS[..count as usize], offset)?;
             offset += count;
             length -= count;
         }
@@ -127,15 +126,29 @@ impl FileIo {
         (first, last.max(first))
     }
 
+    /// Lets the medium zero the whole blocks of a range, and writes what lies beside them; `Ok(false)` if it cannot:
+    /// then the blocks are as they were.
+    fn zero_blocks(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<bool> {
+        self.check(offset, length)?;
+        let (start, end) = self.whole_blocks(offset, length);
+        let count = end - start;
+        let zeroed = count == 0
+            || may_punch && self.try_fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, start, count)?
+            || self.try_fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, start, count)?;
+        self.write_zeros(offset, start - offset)?;
+        self.write_zeros(end, offset + length - end)?;
+        Ok(zeroed)
+    }
+
     /// Where the next data and the next hole after it begin, from `offset`; `None` is a hole up to the end.
     fn next_data(&self, offset: i64) -> io::Result<Option<(u64, u64)>> {
-        let data = match lseek(&self.file, offset, Whence::SeekData) {
+        let data = match lseek(self.file(), offset, Whence::SeekData) {
             Ok(data) => data,
             Err(Errno::ENXIO) => return Ok(None),
             Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some((offset as u64, u64::MAX))),
             Err(errno) => return Err(errno.into()),
         };
-        let hole = match lseek(&self.file, data, Whence::SeekHole) {
+        let hole = match lseek(self.file(), data, Whence::SeekHole) {
             Ok(hole) => hole,
             // The data was punched out in between.
             Err(Errno::ENXIO) => data,
@@ -155,17 +168,17 @@ impl BlockIo for FileIo {
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.check(offset, buffer.len() as u64)?;
-        self.file.read_exact_at(buffer, offset)
+        self.file().read_exact_at(buffer, offset)
     }
 
     fn write(&self, buffer: &[u8], offset: u64, fua: bool) -> io::Result<()> {
         self.check(offset, buffer.len() as u64)?;
-        self.file.write_all_at(buffer, offset)?;
-        if fua { self.sync() } else { Ok(()) }
+        self.write_cached(buffer, offset)?;
+        if fua { self.raw.sync() } else { Ok(()) }
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.sync()
+        self.raw.sync()
     }
 
     fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -178,21 +191,28 @@ impl BlockIo for FileIo {
     }
 
     fn zero(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
-        self.check(offset, length)?;
+        if self.zero_blocks(offset, length, may_punch)? {
+            return Ok(());
+        }
         let (start, end) = self.whole_blocks(offset, length);
-        self.write_zeros(offset, start - offset)?;
-        self.write_zeros(end, offset + length - end)?;
-        if start == end {
-            return Ok(());
-        }
-        let length = end - start;
-        if may_punch && self.try_fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, start, length)? {
-            return Ok(());
-        }
-        if self.try_fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, start, length)? {
-            return Ok(());
-        }
-        self.write_zeros(start, length)
+        self.write_zeros(start, end - start)
+    }
+
+    fn zero_fast(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
+        let done = self.zero_blocks(offset, length, may_punch)?;
+        if done { Ok(()) } else { Err(Errno::EOPNOTSUPP.into()) }
+    }
+
+    fn prefetch(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.check(offset, length)?;
+        let (Ok(start), Ok(count)) = (i64::try_from(offset), i64::try_from(length)) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        Ok(posix_fadvise(self.file(), start, count, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?)
+    }
+
+    fn raw(&self) -> Option<&RawFile> {
+        Some(&self.raw)
     }
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {

@@ -99,6 +99,11 @@ impl BlockIo for MemoryIo {
         Ok(())
     }
 
+    /// Forgetting pages is faster than filling them.
+    fn zero_fast(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
+        if may_punch { self.zero(offset, length, true) } else { Err(nix::errno::Errno::EOPNOTSUPP.into()) }
+    }
+
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
         check_range(self.size, offset, length)?;
         let pages = self.pages();

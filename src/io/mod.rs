@@ -7,12 +7,16 @@
 
 mod fault;
 mod file;
+mod gate;
 mod memory;
+mod raw;
 mod sync;
 
 pub use fault::{Effect, Fault, FaultIo, Gate, Operation, Performed};
 pub use file::FileIo;
+pub use gate::{Pass, Shut, WriteGate};
 pub use memory::MemoryIo;
+pub use raw::{Direct, RawFile};
 
 use std::io;
 
@@ -49,6 +53,25 @@ pub trait BlockIo: Send + Sync + 'static {
 
     /// Zeroes a range. With `may_punch` the space may be given back, else it stays allocated.
     fn zero(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()>;
+
+    /// Zeroes a range as [`Self::zero`] does, but only if that is faster than writing as many zeros.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` at once, with nothing changed, where it is not.
+    fn zero_fast(&self, _offset: u64, _length: u64, _may_punch: bool) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(nix::errno::Errno::EOPNOTSUPP as i32))
+    }
+
+    /// Says that a range is going to be read soon. A hint: nothing may come of it.
+    fn prefetch(&self, _offset: u64, _length: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The file below, for engines that read and write it by themselves. `None` where every operation must come
+    /// through this trait.
+    fn raw(&self) -> Option<&RawFile> {
+        None
+    }
 
     /// Data and holes of a range, in order, without gaps, starting at `offset` and ending at its end; at most
     /// `limit` extents (one at least), so that the answer may end early. Whoever cannot tell answers one extent of

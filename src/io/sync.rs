@@ -72,6 +72,11 @@ impl SyncOnce {
         }
     }
 
+    /// The answer to every sync from now on.
+    pub(super) fn remember(&self, error: &io::Error) {
+        self.lock().failure.get_or_insert_with(|| Failure::remember(error));
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

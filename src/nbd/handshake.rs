@@ -12,6 +12,7 @@
 //! Nothing that was received or settled in plain outlives that moment. Section "TLS support".
 
 use super::negotiate::{self, Answer};
+use super::request::{Contexts, Headers};
 use super::wire::*;
 
 /// Data of an option up to this many bytes is looked at; the longest sensible one names an export and some contexts.
@@ -92,9 +93,9 @@ pub enum Policy {
 pub struct Negotiated<T> {
     pub export: T,
     pub description: ExportDescription,
-    pub structured_replies: bool,
-    /// The client chose `base:allocation` for this export.
-    pub block_status: bool,
+    pub headers: Headers,
+    /// What the client chose for this export.
+    pub contexts: Contexts,
 }
 
 /// What to do next, after sending the output.
@@ -138,16 +139,18 @@ enum State {
 pub(super) struct Facts {
     pub(super) fixed: bool,
     pub(super) no_zeroes: bool,
-    pub(super) structured_replies: bool,
-    /// The export that `base:allocation` was chosen for.
-    pub(super) allocation_of: Option<String>,
+    pub(super) headers: Headers,
+    /// The export that contexts were chosen for, and which.
+    pub(super) contexts_of: Option<(String, Contexts)>,
 }
 
 /// "Transmission flags". All connections to an export share one medium, so a flush on one covers them all.
-pub fn transmission_flags(read_only: bool, structured_replies: bool) -> u16 {
-    let mut flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN;
-    flags |= if read_only { NBD_FLAG_READ_ONLY } else { NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES };
-    if structured_replies { flags | NBD_FLAG_SEND_DF } else { flags }
+pub fn transmission_flags(read_only: bool, headers: Headers) -> u16 {
+    let mut flags =
+        NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE;
+    let writing = NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
+    flags |= if read_only { NBD_FLAG_READ_ONLY } else { writing };
+    if headers == Headers::Compact { flags } else { flags | NBD_FLAG_SEND_DF }
 }
 
 impl Handshake {

@@ -4,7 +4,6 @@
 //! received straight into a buffer of its own: [`Inbound::vacancy`] says where the next bytes are to be put.
 
 use super::request::{Command, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
-use super::wire::REQUEST_LENGTH;
 
 /// Room for requests that arrive together, in bytes.
 const BATCH: usize = 64 << 10;
@@ -101,8 +100,10 @@ impl Inbound {
         loop {
             match std::mem::take(&mut self.pending) {
                 Pending::Header => {
-                    let Some(header) = self.take_header() else { return Ok(None) };
-                    if let Some(event) = self.begin(decode_request(&header, terms, size)?) {
+                    let batch = self.batch.get(self.start..self.end).unwrap_or_default();
+                    let Some(verdict) = decode_request(batch, terms, size)? else { return Ok(None) };
+                    self.start += terms.headers.request_length();
+                    if let Some(event) = self.begin(verdict) {
                         return Ok(Some(event));
                     }
                 }
@@ -162,12 +163,6 @@ impl Inbound {
         Payload { memory: vec![0; length], length }
     }
 
-    fn take_header(&mut self) -> Option<[u8; REQUEST_LENGTH]> {
-        let header = *self.batch.get(self.start..self.end)?.first_chunk()?;
-        self.start += REQUEST_LENGTH;
-        Some(header)
-    }
-
     fn take_into(&mut self, target: &mut [u8]) -> usize {
         let available = self.batch.get(self.start..self.end).unwrap_or_default();
         let count = available.len().min(target.len());
@@ -181,12 +176,17 @@ impl Inbound {
 
 #[cfg(test)]
 mod tests {
-    use super::super::request::encode_request;
+    use super::super::request::{Contexts, Headers, encode_request};
     use super::super::wire::*;
     use super::*;
     use proptest::prelude::*;
 
-    const TERMS: Terms = Terms { read_only: false, structured_replies: true, block_status: true, minimum_block: 1 };
+    const TERMS: Terms = Terms {
+        read_only: false,
+        headers: Headers::Structured,
+        contexts: Contexts { allocation: true, depth: false },
+        minimum_block: 1,
+    };
     const SIZE: u64 = 1 << 20;
 
     /// Feeds the bytes in pieces of the given lengths, over and over, and collects all events.

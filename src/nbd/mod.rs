@@ -7,8 +7,8 @@
 //! TLS is asked for with `NBD_OPT_STARTTLS` and spoken by [`Secure`], over rustls, on the thread that owns the
 //! connection; [`tls`] has the client's credentials.
 //!
-//! Never here: devices, tables of exports, who may connect. Limitations: TLS 1.3 only, where the specification also
-//! wants 1.2; no extended headers, one metadata context (`base:allocation`).
+//! Never here: files, devices, tables of exports, who may connect. Limitations: TLS 1.3 only, where the specification
+//! also wants 1.2; the client knows neither extended headers nor more than one metadata context.
 
 mod client;
 pub mod copy;
@@ -30,7 +30,7 @@ pub use handshake::{
     Closed, Encryption, ExportDescription, Exports, Handshake, Listed, Negotiated, Policy, Progress, transmission_flags,
 };
 pub use inbound::{Event, Inbound, Payload};
-pub use request::{Command, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
+pub use request::{Command, Contexts, Headers, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
 pub use secure::{Line, Secure, Wire};
 pub use stream::{Stream, write_both};
 pub use uri::{Target, Tls, Uri, UriError};

@@ -1,6 +1,7 @@
 //! What a server answers to each option of the handshake. Section "Option types".
 
 use super::handshake::{Closed, ExportDescription, Exports, Facts, Listed, Negotiated, transmission_flags};
+use super::request::{Contexts, Headers};
 use super::wire::*;
 
 /// A preferred size that suits file systems and page caches, in bytes.
@@ -12,8 +13,10 @@ const MAX_LISTING: usize = 16 << 20;
 /// Zeroes that old clients expect behind an export's size and flags.
 const EXPORT_NAME_PADDING: usize = 124;
 
-/// Selected by every client that asks for [`BASE_ALLOCATION`]; the client must treat it as opaque.
+/// The metadata contexts we know, by the numbers that clients are given; they must treat them as opaque.
+const CONTEXTS: [(u32, &str); 2] = [(ALLOCATION_CONTEXT, BASE_ALLOCATION), (DEPTH_CONTEXT, ALLOCATION_DEPTH)];
 pub(super) const ALLOCATION_CONTEXT: u32 = 1;
+pub(super) const DEPTH_CONTEXT: u32 = 2;
 
 pub(super) enum Answer<T> {
     Replied,
@@ -54,6 +57,7 @@ pub(super) fn answer<E: Exports>(
         NBD_OPT_INFO | NBD_OPT_GO => return info_or_go(option, data, facts, exports, output),
         NBD_OPT_LIST => list(data, exports, output),
         NBD_OPT_STRUCTURED_REPLY => structured_reply(data, facts, output),
+        NBD_OPT_EXTENDED_HEADERS => extended_headers(data, facts, output),
         NBD_OPT_LIST_META_CONTEXT => list_contexts(data, exports, output),
         NBD_OPT_SET_META_CONTEXT => set_contexts(data, facts, exports, output),
         _ => refuse(option, NBD_REP_ERR_UNSUP, "this server does not know the option", output),
@@ -67,11 +71,11 @@ fn export_name<E: Exports>(data: &[u8], facts: &Facts, exports: &E, output: &mut
     else {
         return Answer::Close;
     };
-    if description.minimum_block > 1 {
+    if description.minimum_block > 1 || facts.headers == Headers::Extended {
         return Answer::Close;
     }
     output.extend(description.size.to_be_bytes());
-    output.extend(transmission_flags(description.read_only, facts.structured_replies).to_be_bytes());
+    output.extend(transmission_flags(description.read_only, facts.headers).to_be_bytes());
     if !facts.no_zeroes {
         output.extend([0; EXPORT_NAME_PADDING]);
     }
@@ -79,12 +83,9 @@ fn export_name<E: Exports>(data: &[u8], facts: &Facts, exports: &E, output: &mut
 }
 
 fn negotiated<T>(asked: &str, description: ExportDescription, export: T, facts: &Facts) -> Negotiated<T> {
-    Negotiated {
-        export,
-        description,
-        structured_replies: facts.structured_replies,
-        block_status: facts.structured_replies && facts.allocation_of.as_deref() == Some(asked),
-    }
+    let chosen = facts.contexts_of.as_ref().filter(|(name, _)| name == asked);
+    let contexts = chosen.map(|(_, contexts)| *contexts).unwrap_or_default();
+    Negotiated { export, description, headers: facts.headers, contexts }
 }
 
 fn info_or_go<E: Exports>(
@@ -132,7 +133,7 @@ fn describe(option: u32, export: &ExportDescription, wanted: &[u16], facts: &Fac
         let data = [&[&kind.to_be_bytes()[..]], parts].concat().concat();
         reply(option, NBD_REP_INFO, &data, output);
     };
-    let flags = transmission_flags(export.read_only, facts.structured_replies);
+    let flags = transmission_flags(export.read_only, facts.headers);
     info(NBD_INFO_EXPORT, &[&export.size.to_be_bytes(), &flags.to_be_bytes()]);
     if wanted.contains(&NBD_INFO_NAME) {
         info(NBD_INFO_NAME, &[clipped(&export.name).as_bytes()]);
@@ -169,7 +170,19 @@ fn structured_reply(data: &[u8], facts: &mut Facts, output: &mut Vec<u8>) {
     if !data.is_empty() {
         return refuse(option, NBD_REP_ERR_INVALID, "the option takes no data", output);
     }
-    facts.structured_replies = true;
+    if facts.headers == Headers::Extended {
+        return refuse(option, NBD_REP_ERR_EXT_HEADER_REQD, "extended headers have been agreed on already", output);
+    }
+    facts.headers = Headers::Structured;
+    reply(option, NBD_REP_ACK, &[], output);
+}
+
+fn extended_headers(data: &[u8], facts: &mut Facts, output: &mut Vec<u8>) {
+    let option = NBD_OPT_EXTENDED_HEADERS;
+    if !data.is_empty() {
+        return refuse(option, NBD_REP_ERR_INVALID, "the option takes no data", output);
+    }
+    facts.headers = Headers::Extended;
     reply(option, NBD_REP_ACK, &[], output);
 }
 
@@ -192,8 +205,11 @@ fn list_contexts<E: Exports>(data: &[u8], exports: &E, output: &mut Vec<u8>) {
     if let Err(closed) = exports.open(name) {
         return decline(option, name, closed, output);
     }
-    if queries.is_empty() || queries.iter().any(|query| matches!(*query, "base:" | BASE_ALLOCATION)) {
-        reply_context(option, 0, output);
+    for (_, context) in CONTEXTS {
+        let wanted = |query: &&str| *query == context || (query.ends_with(':') && context.starts_with(*query));
+        if queries.is_empty() || queries.iter().any(wanted) {
+            reply_context(option, 0, context, output);
+        }
     }
     reply(option, NBD_REP_ACK, &[], output);
 }
@@ -201,8 +217,8 @@ fn list_contexts<E: Exports>(data: &[u8], exports: &E, output: &mut Vec<u8>) {
 fn set_contexts<E: Exports>(data: &[u8], facts: &mut Facts, exports: &E, output: &mut Vec<u8>) {
     let option = NBD_OPT_SET_META_CONTEXT;
     // Whatever comes of this one, what was set before is gone.
-    facts.allocation_of = None;
-    if !facts.structured_replies {
+    facts.contexts_of = None;
+    if facts.headers == Headers::Compact {
         return refuse(option, NBD_REP_ERR_INVALID, "structured replies must be negotiated first", output);
     }
     let Some((name, queries)) = parse_contexts(data) else {
@@ -211,13 +227,15 @@ fn set_contexts<E: Exports>(data: &[u8], facts: &mut Facts, exports: &E, output:
     if let Err(closed) = exports.open(name) {
         return decline(option, name, closed, output);
     }
-    if queries.contains(&BASE_ALLOCATION) {
-        facts.allocation_of = Some(name.to_owned());
-        reply_context(option, ALLOCATION_CONTEXT, output);
+    for (id, context) in CONTEXTS.into_iter().filter(|(_, context)| queries.contains(context)) {
+        reply_context(option, id, context, output);
     }
+    let contexts =
+        Contexts { allocation: queries.contains(&BASE_ALLOCATION), depth: queries.contains(&ALLOCATION_DEPTH) };
+    facts.contexts_of = Some((name.to_owned(), contexts));
     reply(option, NBD_REP_ACK, &[], output);
 }
 
-fn reply_context(option: u32, id: u32, output: &mut Vec<u8>) {
-    reply(option, NBD_REP_META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()].concat(), output);
+fn reply_context(option: u32, id: u32, context: &str, output: &mut Vec<u8>) {
+    reply(option, NBD_REP_META_CONTEXT, &[&id.to_be_bytes(), context.as_bytes()].concat(), output);
 }

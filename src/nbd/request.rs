@@ -4,18 +4,55 @@
 //! and fits into memory. Sections "Request message", "Command flags" and "Request types".
 
 use super::errno::NbdErrno;
+use super::reply::Reply;
 use super::wire::*;
 
 /// The payload of a refused write is read and dropped if it has up to this many bytes; a client that sends more has
 /// not listened to the limits and is disconnected.
 const MAX_DISCARDED: u32 = 2 * MAX_PAYLOAD;
 
+/// Which headers requests and replies have. Sections "Simple reply message" and following.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Headers {
+    /// Simple replies only: an error is a number.
+    #[default]
+    Compact,
+    Structured,
+    /// Lengths of 64 bits. Extension `EXTENDED_HEADERS`.
+    Extended,
+}
+
+impl Headers {
+    /// Length of a request without its payload, in bytes.
+    pub fn request_length(self) -> usize {
+        match self {
+            Self::Compact | Self::Structured => REQUEST_LENGTH,
+            Self::Extended => EXTENDED_REQUEST_LENGTH,
+        }
+    }
+}
+
+/// The metadata contexts that a client chose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contexts {
+    /// [`BASE_ALLOCATION`]
+    pub allocation: bool,
+    /// [`ALLOCATION_DEPTH`]
+    pub depth: bool,
+}
+
+impl Contexts {
+    pub fn any(self) -> bool {
+        self.allocation || self.depth
+    }
+}
+
 /// What was agreed on for this connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     pub read_only: bool,
-    pub structured_replies: bool,
-    pub block_status: bool,
+    pub headers: Headers,
+    pub contexts: Contexts,
     /// In bytes, a power of two.
     pub minimum_block: u32,
 }
@@ -23,8 +60,7 @@ pub struct Terms {
 /// A request that may be carried out as it stands. Offsets and lengths are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The client's name for the request.
-    pub cookie: u64,
+    pub reply: Reply,
     pub command: Command,
 }
 
@@ -43,26 +79,39 @@ pub enum Command {
     Flush,
     Trim {
         offset: u64,
-        length: u32,
+        length: u64,
         fua: bool,
+    },
+    Cache {
+        offset: u64,
+        length: u64,
     },
     WriteZeroes {
         offset: u64,
-        length: u32,
+        length: u64,
         may_punch: bool,
+        /// Rather fail than take as long as a write of zeros.
+        fast: bool,
         fua: bool,
     },
     BlockStatus {
         offset: u64,
-        length: u32,
+        length: u64,
         one: bool,
     },
+}
+
+impl Command {
+    /// Whether it changes what the medium holds.
+    pub fn changes(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes { .. })
+    }
 }
 
 /// A request that is answered with an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    pub cookie: u64,
+    pub reply: Reply,
     pub errno: NbdErrno,
     pub reason: &'static str,
     /// So many bytes of payload follow the request and are to be dropped.
@@ -74,8 +123,8 @@ pub struct Refusal {
 pub enum ProtocolError {
     #[error("a request begins with {0:#010x} in place of the magic number")]
     Magic(u32),
-    #[error("a write announces {0} bytes, more than twice the limit")]
-    Flood(u32),
+    #[error("a request announces {0} bytes of payload, more than twice the limit")]
+    Flood(u64),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,37 +135,33 @@ pub enum Verdict {
     Disconnect,
 }
 
-/// Judges a request against the terms of its connection and the export's size in bytes as of now.
+/// Judges a request against the terms of its connection and the export's size in bytes as of now. `None` if the header
+/// has fewer bytes than [`Headers::request_length`].
 ///
 /// # Errors
 /// Where the byte stream has lost its meaning, or would cost too much to follow.
-pub fn decode_request(header: &[u8; REQUEST_LENGTH], terms: &Terms, size: u64) -> Result<Verdict, ProtocolError> {
-    let [m0, m1, m2, m3, f0, f1, t0, t1, rest @ ..] = *header;
-    let [c0, c1, c2, c3, c4, c5, c6, c7, o0, o1, o2, o3, o4, o5, o6, o7, l0, l1, l2, l3] = rest;
-    let magic = u32::from_be_bytes([m0, m1, m2, m3]);
-    if magic != NBD_REQUEST_MAGIC {
+pub fn decode_request(header: &[u8], terms: &Terms, size: u64) -> Result<Option<Verdict>, ProtocolError> {
+    let Some((magic, cookie, raw)) = Raw::parse(header, terms.headers) else { return Ok(None) };
+    let expected = match terms.headers {
+        Headers::Extended => NBD_EXTENDED_REQUEST_MAGIC,
+        Headers::Compact | Headers::Structured => NBD_REQUEST_MAGIC,
+    };
+    if magic != expected {
         return Err(ProtocolError::Magic(magic));
     }
-    let raw = Raw {
-        flags: u16::from_be_bytes([f0, f1]),
-        kind: u16::from_be_bytes([t0, t1]),
-        offset: u64::from_be_bytes([o0, o1, o2, o3, o4, o5, o6, o7]),
-        length: u32::from_be_bytes([l0, l1, l2, l3]),
-    };
-    let cookie = u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]);
     if raw.kind == NBD_CMD_DISC {
-        return Ok(Verdict::Disconnect);
+        return Ok(Some(Verdict::Disconnect));
     }
-    Ok(match raw.check(terms, size) {
-        Ok(command) => Verdict::Run(Request { cookie, command }),
+    let reply = Reply { headers: terms.headers, cookie, offset: raw.offset };
+    Ok(Some(match raw.check(terms, size) {
+        Ok(command) => Verdict::Run(Request { reply, command }),
         Err((errno, reason)) => {
-            let discard = if raw.kind == NBD_CMD_WRITE { raw.length } else { 0 };
-            if discard > MAX_DISCARDED {
-                return Err(ProtocolError::Flood(discard));
-            }
-            Verdict::Refuse(Refusal { cookie, errno, reason, discard })
+            let payload = if raw.has_payload(terms) { raw.length } else { 0 };
+            let discard = u32::try_from(payload).ok().filter(|length| *length <= MAX_DISCARDED);
+            let discard = discard.ok_or(ProtocolError::Flood(payload))?;
+            Verdict::Refuse(Refusal { reply, errno, reason, discard })
         }
-    })
+    }))
 }
 
 #[derive(Clone, Copy)]
@@ -124,12 +169,31 @@ struct Raw {
     flags: u16,
     kind: u16,
     offset: u64,
-    length: u32,
+    length: u64,
 }
 
 type Fault = (NbdErrno, &'static str);
 
 impl Raw {
+    /// Magic number, cookie and the rest.
+    fn parse(header: &[u8], headers: Headers) -> Option<(u32, u64, Self)> {
+        let mut fields = Fields(header);
+        let magic = fields.u32()?;
+        let (flags, kind, cookie, offset) = (fields.u16()?, fields.u16()?, fields.u64()?, fields.u64()?);
+        let length = match headers {
+            Headers::Extended => fields.u64()?,
+            Headers::Compact | Headers::Structured => fields.u32()?.into(),
+        };
+        Some((magic, cookie, Self { flags, kind, offset, length }))
+    }
+
+    fn has_payload(&self, terms: &Terms) -> bool {
+        match terms.headers {
+            Headers::Extended => self.flags & NBD_CMD_FLAG_PAYLOAD_LEN != 0,
+            Headers::Compact | Headers::Structured => self.kind == NBD_CMD_WRITE,
+        }
+    }
+
     fn check(&self, terms: &Terms, size: u64) -> Result<Command, Fault> {
         let writes = matches!(self.kind, NBD_CMD_WRITE | NBD_CMD_TRIM | NBD_CMD_WRITE_ZEROES);
         self.check_flags(terms)?;
@@ -149,11 +213,16 @@ impl Raw {
 
     /// "Command flags": none that is not documented for the command. Every command may carry FUA.
     fn check_flags(&self, terms: &Terms) -> Result<(), Fault> {
+        let extended = terms.headers == Headers::Extended;
         let known = match self.kind {
-            NBD_CMD_READ if terms.structured_replies => NBD_CMD_FLAG_DF,
-            NBD_CMD_READ | NBD_CMD_WRITE | NBD_CMD_FLUSH | NBD_CMD_TRIM => 0,
-            NBD_CMD_WRITE_ZEROES => NBD_CMD_FLAG_NO_HOLE,
-            NBD_CMD_BLOCK_STATUS if terms.block_status => NBD_CMD_FLAG_REQ_ONE,
+            NBD_CMD_READ if terms.headers != Headers::Compact => NBD_CMD_FLAG_DF,
+            NBD_CMD_WRITE if extended && !self.has_payload(terms) => {
+                return Err((NbdErrno::Inval, "a write needs the flag that announces its payload"));
+            }
+            NBD_CMD_WRITE if extended => NBD_CMD_FLAG_PAYLOAD_LEN,
+            NBD_CMD_READ | NBD_CMD_WRITE | NBD_CMD_FLUSH | NBD_CMD_TRIM | NBD_CMD_CACHE => 0,
+            NBD_CMD_WRITE_ZEROES => NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+            NBD_CMD_BLOCK_STATUS if terms.contexts.any() => NBD_CMD_FLAG_REQ_ONE,
             NBD_CMD_BLOCK_STATUS => return Err((NbdErrno::Inval, "no metadata context was negotiated")),
             _ => return Err((NbdErrno::Inval, "the server does not know this command")),
         };
@@ -164,11 +233,12 @@ impl Raw {
     }
 
     fn check_payload(&self, terms: &Terms) -> Result<(), Fault> {
+        let large = self.length > u64::from(MAX_PAYLOAD);
         match self.kind {
-            NBD_CMD_READ if self.length > MAX_PAYLOAD && terms.structured_replies => {
+            NBD_CMD_READ if large && terms.headers != Headers::Compact => {
                 Err((NbdErrno::Overflow, "the read is larger than the advertised maximum"))
             }
-            NBD_CMD_READ | NBD_CMD_WRITE if self.length > MAX_PAYLOAD => {
+            NBD_CMD_READ | NBD_CMD_WRITE if large => {
                 Err((NbdErrno::Inval, "the request is larger than the advertised maximum"))
             }
             _ => Ok(()),
@@ -180,10 +250,10 @@ impl Raw {
             return Err((NbdErrno::Inval, "the length is zero"));
         }
         let block = u64::from(terms.minimum_block.max(1));
-        if !self.offset.is_multiple_of(block) || !u64::from(self.length).is_multiple_of(block) {
+        if !self.offset.is_multiple_of(block) || !self.length.is_multiple_of(block) {
             return Err((NbdErrno::Inval, "offset and length are not multiples of the minimum block size"));
         }
-        let within = self.offset.checked_add(self.length.into()).is_some_and(|end| end <= size);
+        let within = self.offset.checked_add(self.length).is_some_and(|end| end <= size);
         let errno = match self.kind {
             NBD_CMD_WRITE | NBD_CMD_WRITE_ZEROES => NbdErrno::NoSpc,
             _ => NbdErrno::Inval,
@@ -191,18 +261,23 @@ impl Raw {
         if within { Ok(()) } else { Err((errno, "the range reaches beyond the end of the export")) }
     }
 
+    /// Payloads have been found short enough before.
     fn command(&self) -> Command {
         let Self { flags, kind, offset, length } = *self;
-        let fua = flags & NBD_CMD_FLAG_FUA != 0;
+        let has = |flag| flags & flag != 0;
+        let fua = has(NBD_CMD_FLAG_FUA);
+        let payload = u32::try_from(length).unwrap_or(MAX_PAYLOAD);
         match kind {
-            NBD_CMD_WRITE => Command::Write { offset, length, fua },
+            NBD_CMD_WRITE => Command::Write { offset, length: payload, fua },
             NBD_CMD_TRIM => Command::Trim { offset, length, fua },
+            NBD_CMD_CACHE => Command::Cache { offset, length },
             NBD_CMD_WRITE_ZEROES => {
-                Command::WriteZeroes { offset, length, may_punch: flags & NBD_CMD_FLAG_NO_HOLE == 0, fua }
+                let (may_punch, fast) = (!has(NBD_CMD_FLAG_NO_HOLE), has(NBD_CMD_FLAG_FAST_ZERO));
+                Command::WriteZeroes { offset, length, may_punch, fast, fua }
             }
-            NBD_CMD_BLOCK_STATUS => Command::BlockStatus { offset, length, one: flags & NBD_CMD_FLAG_REQ_ONE != 0 },
+            NBD_CMD_BLOCK_STATUS => Command::BlockStatus { offset, length, one: has(NBD_CMD_FLAG_REQ_ONE) },
             // A read is always answered with one chunk of content, so "don't fragment" asks for nothing more.
-            _ => Command::Read { offset, length },
+            _ => Command::Read { offset, length: payload },
         }
     }
 }
@@ -223,12 +298,13 @@ mod tests {
     use proptest::prelude::*;
 
     const SIZE: u64 = 1 << 20;
-    const ALL: Terms = Terms { read_only: false, structured_replies: true, block_status: true, minimum_block: 1 };
+    const CONTEXTS: Contexts = Contexts { allocation: true, depth: false };
+    const ALL: Terms = Terms { read_only: false, headers: Headers::Structured, contexts: CONTEXTS, minimum_block: 1 };
 
     fn judge(flags: u16, kind: u16, offset: u64, length: u32, terms: Terms) -> Result<Verdict, ProtocolError> {
         let mut bytes = Vec::new();
         encode_request(flags, kind, 7, offset, length, &mut bytes);
-        decode_request(&bytes.try_into().expect("a request's length"), &terms, SIZE)
+        decode_request(&bytes, &terms, SIZE).map(|verdict| verdict.expect("a whole header"))
     }
 
     fn errno(flags: u16, kind: u16, offset: u64, length: u32, terms: Terms) -> Option<NbdErrno> {
@@ -244,7 +320,7 @@ mod tests {
         use NbdErrno::*;
         let end = SIZE - 511;
         let read_only = Terms { read_only: true, ..ALL };
-        let plain = Terms { structured_replies: false, block_status: false, ..ALL };
+        let plain = Terms { headers: Headers::Compact, contexts: Contexts::default(), ..ALL };
         let sectors = Terms { minimum_block: 512, ..ALL };
         for (flags, kind, offset, length, terms, expected) in [
             (0, NBD_CMD_READ, 0, 512, ALL, None),
@@ -267,11 +343,13 @@ mod tests {
             (0, NBD_CMD_TRIM, 0, 512, read_only, Some(Perm)),
             (0, NBD_CMD_WRITE_ZEROES, end, 512, ALL, Some(NoSpc)),
             (0, NBD_CMD_WRITE_ZEROES, 0, 512, read_only, Some(Perm)),
-            (NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_WRITE_ZEROES, 0, 512, ALL, Some(Inval)),
+            (NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_WRITE_ZEROES, 0, 512, ALL, None),
+            (NBD_CMD_FLAG_PAYLOAD_LEN, NBD_CMD_WRITE, 0, 512, ALL, Some(Inval)),
             (0, NBD_CMD_FLUSH, 0, 0, read_only, None),
             (0, NBD_CMD_FLUSH, 0, 1, ALL, Some(Inval)),
             (0, NBD_CMD_FLUSH, 1, 0, ALL, Some(Inval)),
-            (0, NBD_CMD_CACHE, 0, 512, ALL, Some(Inval)),
+            (0, NBD_CMD_CACHE, 0, 512, ALL, None),
+            (0, NBD_CMD_CACHE, end, 512, ALL, Some(Inval)),
             (0, NBD_CMD_BLOCK_STATUS, 0, 512, plain, Some(Inval)),
             (0, NBD_CMD_BLOCK_STATUS, 0, 512, ALL, None),
             (0, NBD_CMD_BLOCK_STATUS, end, 512, ALL, Some(Inval)),
@@ -287,9 +365,36 @@ mod tests {
     fn a_refused_write_has_its_payload_dropped_and_a_flood_ends_the_connection() {
         let refused = judge(0, NBD_CMD_WRITE, SIZE, 4096, ALL);
         assert!(matches!(refused, Ok(Verdict::Refuse(Refusal { discard: 4096, .. }))), "{refused:?}");
-        assert_eq!(judge(0, NBD_CMD_WRITE, 0, u32::MAX, ALL), Err(ProtocolError::Flood(u32::MAX)));
+        assert_eq!(judge(0, NBD_CMD_WRITE, 0, u32::MAX, ALL), Err(ProtocolError::Flood(u32::MAX.into())));
         assert!(matches!(judge(0, NBD_CMD_TRIM, 0, u32::MAX, ALL), Ok(Verdict::Refuse(_))));
         assert_eq!(decode_request(&[0; REQUEST_LENGTH], &ALL, SIZE), Err(ProtocolError::Magic(0)));
+        assert_eq!(decode_request(&[0; REQUEST_LENGTH - 1], &ALL, SIZE), Ok(None));
+    }
+
+    fn extended(flags: u16, kind: u16, length: u64) -> Result<Verdict, ProtocolError> {
+        let mut bytes = Vec::new();
+        encode_request(flags, kind, 7, 0, 0, &mut bytes);
+        bytes.truncate(24);
+        bytes.splice(..4, NBD_EXTENDED_REQUEST_MAGIC.to_be_bytes());
+        bytes.extend(length.to_be_bytes());
+        let terms = Terms { headers: Headers::Extended, ..ALL };
+        decode_request(&bytes, &terms, 1 << 40).map(|verdict| verdict.expect("a whole header"))
+    }
+
+    #[test]
+    fn with_extended_headers_a_flag_tells_payload_from_effect_and_effects_have_64_bits() {
+        let trim = Command::Trim { offset: 0, length: 1 << 39, fua: false };
+        assert!(matches!(extended(0, NBD_CMD_TRIM, 1 << 39), Ok(Verdict::Run(run)) if run.command == trim));
+        let past = extended(0, NBD_CMD_TRIM, u64::MAX);
+        assert!(matches!(past, Ok(Verdict::Refuse(Refusal { discard: 0, .. }))), "{past:?}");
+        let unannounced = extended(0, NBD_CMD_WRITE, 512);
+        assert!(matches!(unannounced, Ok(Verdict::Refuse(Refusal { discard: 0, .. }))), "{unannounced:?}");
+        let announced = extended(NBD_CMD_FLAG_PAYLOAD_LEN, NBD_CMD_WRITE, 512);
+        assert!(matches!(announced, Ok(Verdict::Run(_))), "{announced:?}");
+        let stray = extended(NBD_CMD_FLAG_PAYLOAD_LEN, NBD_CMD_TRIM, 512);
+        assert!(matches!(stray, Ok(Verdict::Refuse(Refusal { discard: 512, .. }))), "{stray:?}");
+        let flood = extended(NBD_CMD_FLAG_PAYLOAD_LEN, NBD_CMD_WRITE, u64::MAX);
+        assert_eq!(flood, Err(ProtocolError::Flood(u64::MAX)));
     }
 
     proptest! {
@@ -299,10 +404,9 @@ mod tests {
             length in prop_oneof![0..u32::MAX, 0..2 * SIZE as u32], read_only: bool, block in 0u32..4,
         ) {
             let terms = Terms { read_only, minimum_block: 1 << (block * 4), ..ALL };
-            if let Ok(Verdict::Run(Request { cookie, command })) = judge(flags, kind, offset, length, terms) {
-                prop_assert_eq!(cookie, 7);
-                let writes = !matches!(command, Command::Read { .. } | Command::Flush | Command::BlockStatus { .. });
-                prop_assert!(!(writes && read_only));
+            if let Ok(Verdict::Run(Request { reply, command })) = judge(flags, kind, offset, length, terms) {
+                prop_assert_eq!(reply.cookie, 7);
+                prop_assert!(!(command.changes() && read_only));
                 if command != Command::Flush {
                     prop_assert!(length > 0 && u128::from(offset) + u128::from(length) <= u128::from(SIZE));
                     prop_assert!(offset % u64::from(terms.minimum_block) == 0);

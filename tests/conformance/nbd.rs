@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use symphony::export::{ExportTable, NbdServer, ServedExport, ServerConfig};
+use symphony::export::{EngineChoice, EngineError, ExportTable, NbdServer, ServedExport, ServerConfig, ServerError};
 use symphony::io::{BlockIo, FileIo, MemoryIo};
 use symphony::nbd::{Client, Target, Uri};
 
@@ -24,7 +24,7 @@ struct Bench {
 const ODD: &str = "an odd/name ü?#%";
 
 impl Bench {
-    fn new() -> Self {
+    fn new(engine: EngineChoice) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let file = File::options().read(true).write(true).create_new(true).open(directory.path().join("disk.raw"));
         let file = file.expect("a file");
@@ -39,9 +39,17 @@ impl Bench {
         let config = ServerConfig {
             tcp: Some(([127, 0, 0, 1], 0).into()),
             unix: Some(directory.path().join("nbd.sock")),
+            engine,
             ..ServerConfig::new()
         };
-        let server = NbdServer::start(config, table).expect("a server");
+        let server = match NbdServer::start(config.clone(), table.clone()) {
+            Err(ServerError::Engine(EngineError::Uring(error))) => {
+                eprintln!("skipped: io_uring cannot be used here: {error}");
+                NbdServer::start(ServerConfig { engine: EngineChoice::Threads, ..config }, table)
+            }
+            started => started,
+        };
+        let server = server.expect("a server");
         Self { directory, server, io }
     }
 
@@ -124,9 +132,8 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-#[test]
-fn qemu_img_sees_the_size_and_copies_both_ways() {
-    let bench = Bench::new();
+fn qemu_img_sees_the_size_and_copies_both_ways(engine: EngineChoice) {
+    let bench = Bench::new(engine);
     for uri in [bench.tcp("disk"), bench.unix("disk")] {
         let info: serde_json::Value =
             serde_json::from_str(&qemu_img(&["info", "--output=json", &uri])).expect("JSON from qemu-img");
@@ -142,9 +149,8 @@ fn qemu_img_sees_the_size_and_copies_both_ways() {
     qemu_img(&["compare", "-f", "raw", "-F", "qcow2", text(&image), text(&back)]);
 }
 
-#[test]
-fn qemu_io_patterns_zeroes_discards_and_flushes() {
-    let bench = Bench::new();
+fn qemu_io_patterns_zeroes_discards_and_flushes(engine: EngineChoice) {
+    let bench = Bench::new(engine);
     let said = qemu_io(
         &bench.tcp("disk"),
         &[
@@ -168,9 +174,8 @@ fn qemu_io_patterns_zeroes_discards_and_flushes() {
     assert!(!refused.status.success() || String::from_utf8_lossy(&refused.stdout).contains("not permitted"));
 }
 
-#[test]
-fn nbdinfo_learns_everything_that_is_advertised() {
-    let bench = Bench::new();
+fn nbdinfo_learns_everything_that_is_advertised(engine: EngineChoice) {
+    let bench = Bench::new(engine);
     let info = nbdinfo(&["--json", &bench.tcp("disk")]);
     assert_eq!(info["protocol"], "newstyle-fixed");
     assert_eq!(info["structured"], true);
@@ -178,7 +183,7 @@ fn nbdinfo_learns_everything_that_is_advertised() {
     for (key, expected) in [
         ("export-size", serde_json::json!(SIZE)),
         ("description", "volume disk".into()),
-        ("contexts", serde_json::json!(["base:allocation"])),
+        ("contexts", serde_json::json!(["base:allocation", "qemu:allocation-depth"])),
         ("is_read_only", false.into()),
         ("can_flush", true.into()),
         ("can_fua", true.into()),
@@ -186,8 +191,8 @@ fn nbdinfo_learns_everything_that_is_advertised() {
         ("can_trim", true.into()),
         ("can_zero", true.into()),
         ("can_df", true.into()),
-        ("can_cache", false.into()),
-        ("can_fast_zero", false.into()),
+        ("can_cache", true.into()),
+        ("can_fast_zero", true.into()),
         ("block_size_minimum", 1.into()),
         ("block_size_preferred", 4096.into()),
         ("block_size_maximum", (32 << 20).into()),
@@ -202,9 +207,8 @@ fn nbdinfo_learns_everything_that_is_advertised() {
     assert!(!output("libnbd-bin", "nbdinfo", &[&bench.tcp("nothing")]).status.success());
 }
 
-#[test]
-fn nbdinfo_maps_data_and_holes() {
-    let bench = Bench::new();
+fn nbdinfo_maps_data_and_holes(engine: EngineChoice) {
+    let bench = Bench::new(engine);
     bench.io.write(&vec![1; 1 << 20], 1 << 20, true).expect("a write");
     let map = nbdinfo(&["--map", "--json", &bench.tcp("disk")]);
     let runs: Vec<_> =
@@ -213,9 +217,8 @@ fn nbdinfo_maps_data_and_holes() {
     assert_eq!(runs, expected.map(|(length, kind)| (Some(length), Some(kind))));
 }
 
-#[test]
-fn nbdcopy_copies_both_ways_over_many_connections() {
-    let bench = Bench::new();
+fn nbdcopy_copies_both_ways_over_many_connections(engine: EngineChoice) {
+    let bench = Bench::new(engine);
     // Old data, which zeros of the image must replace.
     bench.io.write(&vec![0xaa; SIZE as usize], 0, false).expect("a write");
     let image = bench.image("image.raw");
@@ -228,9 +231,8 @@ fn nbdcopy_copies_both_ways_over_many_connections() {
     run("libnbd-bin", "nbdcopy", &["--synchronous", &bench.tcp("disk"), "null:"]);
 }
 
-#[test]
-fn libnbd_is_answered_as_the_specification_says() {
-    let bench = Bench::new();
+fn libnbd_is_answered_as_the_specification_says(engine: EngineChoice) {
+    let bench = Bench::new(engine);
     nbdsh(
         &bench.tcp("disk"),
         r#"
@@ -259,8 +261,11 @@ fails(errno.EINVAL, h.pread, 512, size - 511)
 fails(errno.ENOSPC, h.pwrite, b"x" * 512, size - 511)
 fails(errno.ENOSPC, h.zero, 512, size)
 fails(errno.EINVAL, h.trim, 512, size)
-fails(errno.EINVAL, h.cache, 512, 0)
-fails(errno.EINVAL, h.zero, 512, 0, nbd.CMD_FLAG_FAST_ZERO)
+fails(errno.EINVAL, h.cache, 512, size)
+h.cache(4096, 0)
+h.pwrite(b"y" * 8192, 8192)
+h.zero(8192, 8192, nbd.CMD_FLAG_FAST_ZERO)
+assert h.pread(8192, 8192) == bytes(8192)
 fails(errno.EINVAL, h.pread, 0, 0)
 runs = []
 h.block_status(size, 0, lambda name, offset, entries, error: runs.extend(entries), nbd.CMD_FLAG_REQ_ONE)
@@ -292,9 +297,8 @@ h.shutdown()
     );
 }
 
-#[test]
-fn clients_of_the_old_school_are_served() {
-    let bench = Bench::new();
+fn clients_of_the_old_school_are_served(engine: EngineChoice) {
+    let bench = Bench::new(engine);
     bench.io.write(&[7; 512], 0, true).expect("a write");
     for flags in ["0", "nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE", "nbd.HANDSHAKE_FLAG_NO_ZEROES"] {
         let script = format!(
@@ -320,9 +324,8 @@ h.shutdown()
     }
 }
 
-#[test]
-fn fio_verifies_what_it_wrote_with_many_requests_in_flight() {
-    let bench = Bench::new();
+fn fio_verifies_what_it_wrote_with_many_requests_in_flight(engine: EngineChoice) {
+    let bench = Bench::new(engine);
     let common = ["--iodepth=16", "--verify_state_save=0", "--size=32m", "--verify=crc32c", "--verify_fatal=1"];
     for (name, uri, options) in [
         ("small", bench.tcp("disk"), ["--rw=randwrite", "--bs=4k", "--fsync=64"]),
@@ -368,4 +371,27 @@ fn our_client_speaks_with_other_servers() {
     assert!(outcome.is_ok());
     let after = std::fs::read(&path).expect("the file");
     assert!(after[4096..8192] == [9; 4096] && after[8192..12288] == [0; 4096] && after[12288..] == content[12288..]);
+}
+
+/// Every case is run on each engine.
+macro_rules! on_both_engines {
+    ($($case:ident),* $(,)?) => {
+        mod threads {
+            $(#[test] fn $case() { super::$case(symphony::export::EngineChoice::Threads); })*
+        }
+        mod uring {
+            $(#[test] fn $case() { super::$case(symphony::export::EngineChoice::Uring); })*
+        }
+    };
+}
+
+on_both_engines! {
+    qemu_img_sees_the_size_and_copies_both_ways,
+    qemu_io_patterns_zeroes_discards_and_flushes,
+    nbdinfo_learns_everything_that_is_advertised,
+    nbdinfo_maps_data_and_holes,
+    nbdcopy_copies_both_ways_over_many_connections,
+    libnbd_is_answered_as_the_specification_says,
+    clients_of_the_old_school_are_served,
+    fio_verifies_what_it_wrote_with_many_requests_in_flight,
 }

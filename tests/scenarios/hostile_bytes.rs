@@ -173,7 +173,8 @@ fn requests_beyond_the_end_or_of_no_known_kind_are_refused_and_change_nothing() 
             (4, u64::MAX - 511, 1024),
             (6, 512, 1 << 20),
             (77, 0, 512),
-            (5, 0, 512),
+            (5, 1 << 20, 512),
+            (8, 0, 512),
         ] {
             let mut connection = transmission(door, "a");
             connection.write_all(&request(kind, offset, length)).expect("a request");

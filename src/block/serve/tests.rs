@@ -23,6 +23,7 @@ impl Running {
             config_dir: dir.to_owned(),
             listen: free,
             nbd_listen: free,
+            nbd_engine: Default::default(),
             advertise: None,
             managers: Vec::new(),
             join: None,

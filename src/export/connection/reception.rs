@@ -29,13 +29,13 @@ use std::time::Instant;
 const BATCH: usize = 4096;
 
 /// A connection that has entered an export.
-pub(super) struct Entered<'a> {
+pub(super) struct Entered {
     pub(super) line: Line,
     pub(super) negotiated: Negotiated<Attached>,
     /// Bytes that came behind the handshake.
     pub(super) leftover: Vec<u8>,
     /// Held to the end: the connection counts until then.
-    pub(super) seat: Seat<'a>,
+    pub(super) seat: Seat,
 }
 
 /// What is known of the peer so far.
@@ -47,20 +47,20 @@ enum Known {
 }
 
 /// What to answer a fresh connection.
-struct Welcome<'a> {
+struct Welcome {
     known: Known,
     policy: Policy,
     encryption: Encryption,
-    seat: Option<Seat<'a>>,
+    seat: Option<Seat>,
 }
 
 /// The agreement; `None` if there is nothing more to say to the client.
-pub(super) fn receive<'a>(
-    shared: &'a Shared,
+pub(super) fn receive(
+    shared: &Arc<Shared>,
     number: u64,
     stream: &Arc<Stream>,
     origin: Origin,
-) -> Result<Option<Entered<'a>>, ConnectionError> {
+) -> Result<Option<Entered>, ConnectionError> {
     let Welcome { mut known, policy, encryption, seat } = welcome(shared, number, stream, origin);
     let Some(mut seat) = seat else { return Ok(None) };
     let mut line = Line::Plain(Wire::new(Arc::clone(stream), Some(Instant::now() + shared.config.handshake_timeout)));
@@ -104,7 +104,7 @@ pub(super) fn receive<'a>(
     }
 }
 
-fn welcome<'a>(shared: &'a Shared, number: u64, stream: &Stream, origin: Origin) -> Welcome<'a> {
+fn welcome(shared: &Arc<Shared>, number: u64, stream: &Stream, origin: Origin) -> Welcome {
     let verdict = match stream {
         Stream::Tcp(tcp) => (shared.config.local)(tcp),
         Stream::Unix(_) => Ok(()),
@@ -146,7 +146,7 @@ fn secure(shared: &Shared, line: Line, known: &Known) -> Result<Line, Connection
 }
 
 /// Takes the peer for whom its certificate names. A client's has a seat among those who may come in from here on.
-fn identify<'a>(shared: &'a Shared, line: &Line, known: &mut Known, seat: &mut Seat<'a>) -> Policy {
+fn identify(shared: &Arc<Shared>, line: &Line, known: &mut Known, seat: &mut Seat) -> Policy {
     let Line::Tls(secure) = line else { return Policy::Refuse("the connection is not encrypted".into()) };
     let bearer = match (peer_bearer(secure.peer_certificates()), &known) {
         (Err(PeerError::Absent), Known::Guest(..)) => return Policy::Admit,

@@ -125,13 +125,13 @@ fn shutdown_finishes_what_is_in_flight_and_declines_what_comes_later() {
     bench.io.inject(Fault::hold(Operation::Write, &gate));
     let mut client = bench.client();
     let first = client.submit_write(0, &[7; 512], false).expect("a write");
-    let second = client.submit_write(512, &[8; 512], false).expect("a write");
     gate.wait_for(1);
     let address = bench.server.tcp_address().expect("a TCP address");
     std::thread::scope(|scope| {
         let ending = scope.spawn(|| bench.server.shutdown());
         while TcpStream::connect(address).is_ok() {}
         assert!(!ending.is_finished());
+        let second = client.submit_write(512, &[8; 512], false).expect("a write");
         gate.open();
         client.wait(first).expect("the write in flight");
         let later = client.wait(second);

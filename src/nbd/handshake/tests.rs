@@ -115,15 +115,15 @@ fn go_describes_the_export_as_it_was_asked_to_and_enters() {
     assert_eq!(infos, [NBD_INFO_EXPORT, NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE]);
     let End::Entered(negotiated) = end else { panic!("{end:?}") };
     assert_eq!(negotiated.export, "disk");
-    assert!(!negotiated.structured_replies && !negotiated.block_status);
+    assert!(negotiated.headers == Headers::Compact && !negotiated.contexts.any());
 }
 
 #[test]
 fn flags_say_what_may_be_done() {
-    let writable = transmission_flags(false, true);
+    let writable = transmission_flags(false, Headers::Structured);
     assert!(writable & NBD_FLAG_SEND_TRIM != 0 && writable & NBD_FLAG_SEND_DF != 0);
     assert!(writable & NBD_FLAG_CAN_MULTI_CONN != 0 && writable & NBD_FLAG_READ_ONLY == 0);
-    let read_only = transmission_flags(true, false);
+    let read_only = transmission_flags(true, Headers::Compact);
     assert!(read_only & NBD_FLAG_READ_ONLY != 0 && read_only & NBD_FLAG_SEND_DF == 0);
     assert!(read_only & (NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES) == 0);
 }
@@ -146,19 +146,45 @@ fn contexts_hold_for_the_export_they_were_chosen_for() {
     for (name, expected) in [("disk", true), ("rom", false)] {
         let (_, end) = kinds(&[structured.clone(), chosen.clone(), option(NBD_OPT_GO, &info(name, &[]))]);
         let End::Entered(negotiated) = end else { panic!("{end:?}") };
-        assert!(negotiated.structured_replies);
-        assert_eq!(negotiated.block_status, expected, "{name}");
+        assert_eq!(negotiated.headers, Headers::Structured);
+        assert_eq!(negotiated.contexts.allocation, expected, "{name}");
     }
     let unset = option(NBD_OPT_SET_META_CONTEXT, &contexts("nothing", &[BASE_ALLOCATION]));
     let go = option(NBD_OPT_GO, &info("disk", &[]));
     let (_, end) = kinds(&[structured, chosen.clone(), unset, go]);
-    assert!(matches!(end, End::Entered(Negotiated { block_status: false, .. })), "a failed choice unsets");
+    let End::Entered(negotiated) = end else { panic!("{end:?}") };
+    assert!(!negotiated.contexts.any(), "a failed choice unsets");
     assert_eq!(kinds(&[chosen]).0, [NBD_REP_ERR_INVALID], "structured replies come first");
 }
 
 #[test]
+fn extended_headers_bring_what_structured_replies_do_and_cannot_be_taken_back() {
+    let extended = option(NBD_OPT_EXTENDED_HEADERS, &[]);
+    let chosen = option(NBD_OPT_SET_META_CONTEXT, &contexts("disk", &[ALLOCATION_DEPTH, BASE_ALLOCATION]));
+    let back = option(NBD_OPT_STRUCTURED_REPLY, &[]);
+    let go = option(NBD_OPT_GO, &info("disk", &[]));
+    let (seen, end) = kinds(&[extended.clone(), chosen, back, go]);
+    let expected = [
+        NBD_REP_ACK,
+        NBD_REP_META_CONTEXT,
+        NBD_REP_META_CONTEXT,
+        NBD_REP_ACK,
+        NBD_REP_ERR_EXT_HEADER_REQD,
+        NBD_REP_INFO,
+        NBD_REP_ACK,
+    ];
+    assert_eq!(seen, expected);
+    let End::Entered(negotiated) = end else { panic!("{end:?}") };
+    assert_eq!(negotiated.headers, Headers::Extended);
+    assert!(negotiated.contexts.allocation && negotiated.contexts.depth);
+    let old = [extended, option(NBD_OPT_EXPORT_NAME, b"disk")];
+    assert_eq!(kinds(&old), (vec![NBD_REP_ACK], End::Closed), "a client of the new school goes");
+    assert_eq!(kinds(&[option(NBD_OPT_EXTENDED_HEADERS, &[1])]).0, [NBD_REP_ERR_INVALID]);
+}
+
+#[test]
 fn contexts_are_listed_by_name_and_by_wildcard() {
-    for (queries, found) in [(&[][..], 1), (&["base:"], 1), (&[BASE_ALLOCATION], 1), (&["base:x", "y:"], 0)] {
+    for (queries, found) in [(&[][..], 2), (&["base:", "qemu:"], 2), (&[BASE_ALLOCATION], 1), (&["base:x", "y:"], 0)] {
         let input = [fixed(), option(NBD_OPT_LIST_META_CONTEXT, &contexts("disk", queries))].concat();
         let (output, _) = converse(Policy::Admit, &input, &[usize::MAX]);
         let replies = replies(&output);

@@ -4,26 +4,27 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use symphony::nbd::{Command, Event, Inbound, Terms};
+use symphony::nbd::{Command, Contexts, Event, Headers, Inbound, Terms};
 
 const SIZE: u64 = 1 << 20;
 
 fn check(command: Command, payload: &[u8], terms: &Terms) {
     let (offset, length, writes) = match command {
         Command::Flush => return,
-        Command::Read { offset, length } => (offset, length, false),
+        Command::Read { offset, length } => (offset, length.into(), false),
+        Command::Cache { offset, length } => (offset, length, false),
         Command::BlockStatus { offset, length, .. } => {
-            assert!(terms.block_status);
+            assert!(terms.contexts.any());
             (offset, length, false)
         }
         Command::Write { offset, length, .. } => {
             assert_eq!(payload.len(), length as usize);
-            (offset, length, true)
+            (offset, u64::from(length), true)
         }
         Command::Trim { offset, length, .. } | Command::WriteZeroes { offset, length, .. } => (offset, length, true),
     };
-    assert!(length > 0 && offset.checked_add(length.into()).is_some_and(|end| end <= SIZE));
-    assert!(offset % u64::from(terms.minimum_block) == 0 && length % terms.minimum_block == 0);
+    assert!(length > 0 && offset.checked_add(length).is_some_and(|end| end <= SIZE));
+    assert!(offset % u64::from(terms.minimum_block) == 0 && length % u64::from(terms.minimum_block) == 0);
     assert!(!(writes && terms.read_only));
 }
 
@@ -63,8 +64,12 @@ fuzz_target!(|input: &[u8]| {
     let Some((choice, input)) = input.split_first() else { return };
     let terms = Terms {
         read_only: choice & 1 != 0,
-        structured_replies: choice & 2 != 0,
-        block_status: choice & 2 != 0 && choice & 4 != 0,
+        headers: match (choice & 2 != 0, choice & 16 != 0) {
+            (_, true) => Headers::Extended,
+            (true, false) => Headers::Structured,
+            (false, false) => Headers::Compact,
+        },
+        contexts: Contexts { allocation: choice & 2 != 0 && choice & 4 != 0, depth: choice & 32 != 0 },
         minimum_block: if choice & 8 != 0 { 512 } else { 1 },
     };
     assert_eq!(events(input, usize::MAX, &terms), events(input, 1, &terms));

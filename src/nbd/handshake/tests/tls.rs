@@ -129,14 +129,23 @@ fn bytes_injected_behind_starttls_in_plain_are_never_obeyed() {
 
 #[test]
 fn what_was_settled_in_plain_is_forgotten() {
-    let mut talk = Talk::new(Encryption::Offered);
-    talk.asks(&option(NBD_OPT_STRUCTURED_REPLY, &[]));
-    talk.asks(&option(NBD_OPT_SET_META_CONTEXT, &contexts("disk", &[BASE_ALLOCATION])));
-    talk.starts_tls();
-    let set = option(NBD_OPT_SET_META_CONTEXT, &contexts("disk", &[BASE_ALLOCATION]));
-    assert_eq!(talk.asks(&set).0, [NBD_REP_ERR_INVALID], "structured replies come first, again");
-    let Progress::Enter(negotiated) = talk.asks(&go()).1 else { panic!("no entry") };
-    assert!(!negotiated.structured_replies && !negotiated.block_status);
+    for settled in [NBD_OPT_STRUCTURED_REPLY, NBD_OPT_EXTENDED_HEADERS] {
+        let set = option(NBD_OPT_SET_META_CONTEXT, &contexts("disk", &[BASE_ALLOCATION, ALLOCATION_DEPTH]));
+        let upgraded = || {
+            let mut talk = Talk::new(Encryption::Offered);
+            assert_eq!(talk.asks(&option(settled, &[])).0, [NBD_REP_ACK]);
+            assert!(talk.asks(&set).0.ends_with(&[NBD_REP_ACK]));
+            talk.starts_tls();
+            talk
+        };
+        let Progress::Enter(negotiated) = upgraded().asks(&go()).1 else { panic!("no entry") };
+        assert_eq!((negotiated.headers, negotiated.contexts), (Headers::Compact, Contexts::default()));
+        let mut talk = upgraded();
+        assert_eq!(talk.asks(&set).0, [NBD_REP_ERR_INVALID], "structured replies come first, again");
+        assert_eq!(talk.asks(&option(NBD_OPT_STRUCTURED_REPLY, &[])).0, [NBD_REP_ACK], "nothing is extended");
+        let Progress::Enter(negotiated) = talk.asks(&go()).1 else { panic!("no entry") };
+        assert_eq!((negotiated.headers, negotiated.contexts), (Headers::Structured, Contexts::default()));
+    }
 }
 
 #[test]

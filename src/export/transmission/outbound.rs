@@ -1,7 +1,8 @@
 //! Replies on their way out: gathered while more requests are at hand, so that one send takes many.
 
 use crate::io::BlockIo;
-use crate::nbd::{reply, write_both};
+use crate::nbd::reply::Reply;
+use crate::nbd::write_both;
 use std::io::{self, Write};
 
 /// A read up to this many bytes is laid out among the other replies; a larger one goes out of its own buffer.
@@ -13,22 +14,13 @@ const LARGE: usize = 256 << 10;
 /// A buffer for reads larger than this is given back after use, in bytes.
 const KEPT: usize = 1 << 20;
 
-pub(super) struct Outbound<'a, S> {
-    stream: &'a mut S,
+#[derive(Default)]
+pub(super) struct Outbound {
     gathered: Vec<u8>,
     bulk: Vec<u8>,
 }
 
-impl<'a, S: Write> Outbound<'a, S> {
-    pub(super) fn new(stream: &'a mut S) -> Self {
-        Self { stream, gathered: Vec::new(), bulk: Vec::new() }
-    }
-
-    /// To receive from.
-    pub(super) fn stream(&mut self) -> &mut S {
-        self.stream
-    }
-
+impl Outbound {
     /// Where replies without data of their own are written.
     pub(super) fn headers(&mut self) -> &mut Vec<u8> {
         &mut self.gathered
@@ -36,19 +28,19 @@ impl<'a, S: Write> Outbound<'a, S> {
 
     /// Reads from the medium into a reply. The outer error is the stream's, the inner one the medium's; with the
     /// latter nothing has been added.
-    pub(super) fn read(
+    pub(super) fn read<W: Write>(
         &mut self,
+        stream: &mut W,
         io: &dyn BlockIo,
-        structured: bool,
-        cookie: u64,
+        reply: Reply,
         offset: u64,
         length: u32,
     ) -> io::Result<io::Result<()>> {
         if length > INLINE {
-            return self.read_bulk(io, structured, cookie, offset, length);
+            return self.read_bulk(stream, io, reply, offset, length);
         }
         let before = self.gathered.len();
-        reply::data(structured, cookie, offset, length, &mut self.gathered);
+        reply.data(length, &mut self.gathered);
         let start = self.gathered.len();
         self.gathered.resize(start + length as usize, 0);
         let outcome = io.read(self.gathered.get_mut(start..).unwrap_or_default(), offset);
@@ -58,11 +50,11 @@ impl<'a, S: Write> Outbound<'a, S> {
         Ok(outcome)
     }
 
-    fn read_bulk(
+    fn read_bulk<W: Write>(
         &mut self,
+        stream: &mut W,
         io: &dyn BlockIo,
-        structured: bool,
-        cookie: u64,
+        reply: Reply,
         offset: u64,
         length: u32,
     ) -> io::Result<io::Result<()>> {
@@ -76,8 +68,8 @@ impl<'a, S: Write> Outbound<'a, S> {
         if let Err(error) = io.read(data, offset) {
             return Ok(Err(error));
         }
-        reply::data(structured, cookie, offset, length, &mut self.gathered);
-        write_both(self.stream, &self.gathered, data)?;
+        reply.data(length, &mut self.gathered);
+        write_both(stream, &self.gathered, data)?;
         self.gathered.clear();
         if self.bulk.len() > KEPT {
             self.bulk = Vec::new();
@@ -85,12 +77,12 @@ impl<'a, S: Write> Outbound<'a, S> {
         Ok(Ok(()))
     }
 
-    pub(super) fn send_if_large(&mut self) -> io::Result<()> {
-        if self.gathered.len() >= LARGE { self.send() } else { Ok(()) }
+    pub(super) fn send_if_large<W: Write>(&mut self, stream: &mut W) -> io::Result<()> {
+        if self.gathered.len() >= LARGE { self.send(stream) } else { Ok(()) }
     }
 
-    pub(super) fn send(&mut self) -> io::Result<()> {
-        write_both(self.stream, &self.gathered, &[])?;
+    pub(super) fn send<W: Write>(&mut self, stream: &mut W) -> io::Result<()> {
+        write_both(stream, &self.gathered, &[])?;
         self.gathered.clear();
         Ok(())
     }

@@ -1,0 +1,105 @@
+//! The engine of plain threads: one per connection, on any stream of bytes, carrying out requests in order.
+
+use super::Session;
+use super::desk::{self, Outcome};
+use super::outbound::Outbound;
+use crate::io::BlockIo;
+use crate::nbd::{Command, Event, Inbound, NbdErrno, ProtocolError, Request};
+use nix::errno::Errno;
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Why a connection ended other than by its client's leave.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::export) enum TransmissionError {
+    #[error("the connection broke")]
+    Stream(#[from] io::Error),
+    #[error("the client broke the protocol")]
+    Protocol(#[from] ProtocolError),
+}
+
+/// Serves on this thread until the client leaves, the server closes, the export is retired or its guest is fenced.
+pub(in crate::export) fn serve<S: Read + Write>(
+    session: &Session,
+    stream: &mut S,
+    closing: &AtomicBool,
+) -> Result<(), TransmissionError> {
+    let Some(io) = session.export.io() else { return Ok(()) };
+    let mut inbound = Inbound::new(&session.leftover);
+    let mut counter = Counter { session, io: io.as_ref(), out: Outbound::default(), told: false };
+    loop {
+        while let Some(event) = inbound.next(&session.terms, io.size())? {
+            // A retired export, or a fenced guest, takes no further step, even for requests that are already
+            // here.
+            if session.export.io().is_none() {
+                return Ok(());
+            }
+            match event {
+                Event::Disconnect => return Ok(counter.out.send(stream)?),
+                Event::Refuse(refused) => {
+                    refused.reply.error(refused.errno, refused.reason, counter.out.headers());
+                }
+                Event::Run(request, payload) => {
+                    if closing.load(Ordering::SeqCst) {
+                        let reason = "the server is shutting down";
+                        request.reply.error(NbdErrno::Shutdown, reason, counter.out.headers());
+                    } else {
+                        counter.carry_out(stream, request, payload.bytes())?;
+                    }
+                    inbound.recycle(payload);
+                }
+            }
+            counter.out.send_if_large(stream)?;
+        }
+        // Nobody sends while replies are owed that it may be waiting for.
+        counter.out.send(stream)?;
+        match receive(stream, inbound.vacancy())? {
+            0 => return Ok(()),
+            count => inbound.received(count),
+        }
+    }
+}
+
+fn receive<R: Read>(stream: &mut R, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Where requests are carried out and replies are laid out.
+struct Counter<'a> {
+    session: &'a Session,
+    io: &'a dyn BlockIo,
+    out: Outbound,
+    told: bool,
+}
+
+impl Counter<'_> {
+    fn carry_out<W: Write>(&mut self, stream: &mut W, request: Request, payload: &[u8]) -> io::Result<()> {
+        let Request { reply, command } = request;
+        let outcome = match command {
+            Command::Read { offset, length } => match self.out.read(stream, self.io, reply, offset, length)? {
+                Ok(()) => return Ok(()),
+                Err(error) => Err(error),
+            },
+            _ => self.change(command, payload),
+        };
+        if let Err(error) = &outcome {
+            desk::report(&mut self.told, &self.session.name, command, error);
+        }
+        desk::answer(reply, self.session.terms.contexts, command, outcome, self.out.headers());
+        Ok(())
+    }
+
+    fn change(&self, command: Command, payload: &[u8]) -> io::Result<Outcome> {
+        let _pass = command.changes().then(|| self.session.export.writes().wait_in());
+        // The hold may have ended while changes were held.
+        if self.session.export.io().is_none() {
+            return Err(Errno::ESHUTDOWN.into());
+        }
+        desk::carry_out(self.io, command, payload)
+    }
+}

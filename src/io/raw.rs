@@ -1,0 +1,162 @@
+//! What an engine may do with a file by itself, without the blocking calls of [`BlockIo`](super::BlockIo).
+//!
+//! Two handles on one file: one through the page cache, one around it. Data that is cached is read from the cache;
+//! everything else, writes above all, goes around it, which neither blocks nor pollutes. Both see the same bytes: the
+//! kernel writes back and forgets cached pages that a direct access meets. One thing it does not do: a write of part of
+//! a page through the cache while a direct write of another part is in flight can bring old bytes back. Hence the
+//! gate: direct writes pass it, writes that are not aligned shut it.
+
+use super::WriteGate;
+use super::sync::SyncOnce;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::statfs::{FsType, fstatfs};
+use rustix::io::ReadWriteFlags;
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::Arc;
+
+/// File systems that live in memory: nothing on them waits for a disk. tmpfs and ramfs.
+const IN_MEMORY: [FsType; 2] = [FsType(0x0102_1994), FsType(0x8584_58f6_u32 as _)];
+
+/// Memory for direct accesses begins at multiples of this, in bytes; no device asks for more.
+const MEMORY_BLOCK: usize = 4096;
+
+/// A file that bypasses the page cache.
+#[derive(Debug)]
+pub struct Direct {
+    file: File,
+    /// Offsets and lengths must be multiples of this, in bytes: a power of two.
+    block: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct RawFile {
+    file: File,
+    direct: Option<Direct>,
+    in_memory: bool,
+    writes: Arc<WriteGate>,
+    syncs: SyncOnce,
+}
+
+impl RawFile {
+    /// Probes an open file once: which file system it is on, and whether and how it may be accessed directly.
+    ///
+    /// # Errors
+    /// What the system said about the file system.
+    pub(super) fn probe(file: File) -> io::Result<Self> {
+        let kind = fstatfs(&file)?.filesystem_type();
+        let in_memory = IN_MEMORY.contains(&kind);
+        let direct = if in_memory { None } else { Direct::probe(&file) };
+        Ok(Self { file, direct, in_memory, writes: WriteGate::new(), syncs: SyncOnce::default() })
+    }
+
+    /// Through the page cache.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Around the page cache; absent where the file system cannot, or where there is no need.
+    pub fn direct(&self) -> Option<&Direct> {
+        self.direct.as_ref()
+    }
+
+    /// Whether the file's bytes are memory, so that reading and writing them cannot wait for a device.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Passed by direct writes while they are in flight, and shut by writes of parts of blocks.
+    pub fn writes(&self) -> &Arc<WriteGate> {
+        &self.writes
+    }
+
+    /// Makes all acknowledged writes durable, through whichever handle they came. Shared by all who wait for it.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.syncs.sync(|| {
+            loop {
+                match self.file.sync_data() {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    outcome => return outcome,
+                }
+            }
+        })
+    }
+
+    /// Remembers that a write that was to be durable has failed: whatever the medium's cache held may be lost, so that
+    /// no later flush may succeed.
+    pub fn durable_write_failed(&self, error: &io::Error) {
+        self.syncs.remember(error);
+    }
+
+    /// Reads what is in the page cache, without waiting for a device; says whether that was all of it. If not, the
+    /// buffer's content is anything.
+    pub fn read_cached(&self, buffer: &mut [u8], offset: u64) -> bool {
+        let wanted = buffer.len();
+        let read = rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
+        read == Ok(wanted)
+    }
+}
+
+impl Direct {
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Smallest length and alignment of an access, in bytes.
+    pub fn block(&self) -> u32 {
+        self.block
+    }
+
+    /// Whether a range consists of whole blocks.
+    pub fn is_aligned(&self, offset: u64, length: u64) -> bool {
+        let block = u64::from(self.block);
+        offset.is_multiple_of(block) && length.is_multiple_of(block)
+    }
+
+    /// Finds the smallest block by trying: the answer of the file system itself, whatever lies below it.
+    fn probe(file: &File) -> Option<Self> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let writable = {
+            let flags = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETFL).ok()?;
+            OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDWR
+        };
+        let direct = File::options().read(true).write(writable).custom_flags(OFlag::O_DIRECT.bits()).open(path);
+        let direct = direct.inspect_err(|error| tracing::debug!(%error, "no direct access")).ok()?;
+        let mut memory = vec![0; 2 * MEMORY_BLOCK];
+        let start = memory.as_ptr().align_offset(MEMORY_BLOCK);
+        let block = [512usize, 4096].into_iter().find(|block| {
+            let Some(buffer) = memory.get_mut(start..start + block) else { return false };
+            let read = direct.read_at(buffer, *block as u64);
+            !matches!(read, Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32))
+        })?;
+        Some(Self { file: direct, block: block as u32 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_in_memory_needs_no_direct_access_and_a_cached_page_is_read_without_waiting() {
+        let path = format!("/dev/shm/{}", uuid::Uuid::new_v4());
+        let file = File::options().read(true).write(true).create_new(true).open(&path).expect("a file in memory");
+        std::fs::remove_file(&path).expect("its name is not needed");
+        file.set_len(8192).expect("a size");
+        let raw = RawFile::probe(file).expect("a file");
+        assert!(raw.is_in_memory() && raw.direct().is_none());
+
+        let raw = RawFile::probe(tempfile::tempfile().expect("a file")).expect("a file");
+        raw.file().write_all_at(&[7; 8192], 0).expect("a write through the cache");
+        let mut seen = [0; 4096];
+        assert!(raw.read_cached(&mut seen, 4096) && seen == [7; 4096]);
+        assert!(!raw.read_cached(&mut seen, 8192), "nothing is there");
+        if let Some(direct) = raw.direct() {
+            assert!(direct.is_aligned(0, direct.block().into()) && !direct.is_aligned(1, 4096));
+        }
+    }
+}
