@@ -6,7 +6,10 @@
 pub mod file;
 
 use crate::io::BlockIo;
-use crate::model::{ByteSize, ClusterId, Generation, InventoryVolume, Name, PoolCapacity, PoolId, VolumeId};
+use crate::model::{
+    ByteSize, ClusterId, Generation, InventorySnapshot, InventoryVolume, Name, PoolCapacity, PoolId, Revert,
+    SnapshotId, Source, TakenSnapshot, Timestamp, VolumeId,
+};
 use std::sync::Arc;
 
 /// Whose pool it is; written into the pool's marker and compared with it.
@@ -24,8 +27,20 @@ pub struct VolumeLayout {
     pub name: Name,
     pub generation: Generation,
     pub size: ByteSize,
+    /// What it is a copy of, if it is not there yet; in the same pool. Absent: it begins as zeros.
+    pub source: Option<Source>,
+    /// Its bytes are to be put back once, if what is on disk is of a generation before.
+    pub revert: Option<Revert>,
     /// The volume has held bytes once: if they are missing that is [`BackendError::Lost`], never a fresh start.
     pub made: bool,
+}
+
+/// A snapshot as its backend must keep it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotLayout {
+    pub id: SnapshotId,
+    pub name: Name,
+    pub volume: VolumeId,
 }
 
 /// What an idempotent verb did.
@@ -34,6 +49,8 @@ pub enum Ensured {
     Unchanged,
     Created,
     Grown,
+    /// The bytes are a snapshot's again. Handles that were open before still show the old ones.
+    Reverted,
     /// Only what it says of itself was written anew: a name, a generation.
     Updated,
 }
@@ -60,6 +77,8 @@ pub enum BackendError {
     Shrink { volume: VolumeId, actual: ByteSize, wanted: ByteSize },
     #[error("volume {volume} is at generation {} and generation {} is older", held.as_u64(), offered.as_u64())]
     Stale { volume: VolumeId, held: Generation, offered: Generation },
+    #[error("snapshot {snapshot} is missing: {path} is not there")]
+    SnapshotLost { snapshot: SnapshotId, path: String },
     #[error("{path} is damaged: {reason}; it was left as it is")]
     Damaged { path: String, reason: String },
     #[error("{0}")]
@@ -68,7 +87,8 @@ pub enum BackendError {
 
 /// One pool on this host.
 pub trait Backend: Send + Sync + 'static {
-    /// Makes the volume exist with at least this layout; a new one reads as zeros and is durable when this returns.
+    /// Makes the volume exist with at least this layout; a new one reads as zeros, or as what it is a copy of, and is
+    /// durable when this returns. Nobody may be changing the source of a copy, or be using a volume that is put back.
     fn ensure_volume(&self, volume: &VolumeLayout) -> Result<Ensured, BackendError>;
 
     /// Destroys the volume's data. The caller has a tombstone and has closed every handle.
@@ -83,7 +103,27 @@ pub trait Backend: Send + Sync + 'static {
     /// Every volume found on the pool's devices, assigned or not; `exported` is false here.
     fn observe_volumes(&self) -> Result<Vec<InventoryVolume>, BackendError>;
 
-    /// Lets go of the pool: its marker disappears, foreign files stay. Refused while volumes are in it, or anything
+    /// A snapshot that was settled; none if there is no such one.
+    fn find_snapshot(&self, id: SnapshotId) -> Result<Option<TakenSnapshot>, BackendError>;
+
+    /// Puts aside the volume's bytes as they are now, durably, without the snapshot existing yet. What an earlier call
+    /// put aside is thrown away, so that snapshots of several volumes at one instant can be begun anew. Nobody may be
+    /// changing the volume. Must not have been settled.
+    fn stage_snapshot(&self, snapshot: &SnapshotLayout, at: Timestamp) -> Result<(), BackendError>;
+
+    /// Makes a staged snapshot exist.
+    ///
+    /// # Errors
+    /// [`BackendError::SnapshotLost`] if it was not staged.
+    fn settle_snapshot(&self, id: SnapshotId) -> Result<TakenSnapshot, BackendError>;
+
+    /// Destroys a snapshot, staged or settled. Volumes that were made of it keep their bytes.
+    fn remove_snapshot(&self, id: SnapshotId) -> Result<Removed, BackendError>;
+
+    /// Every snapshot found on the pool's devices, assigned or not.
+    fn observe_snapshots(&self) -> Result<Vec<InventorySnapshot>, BackendError>;
+
+    /// Lets go of the pool: its marker disappears, foreign files stay. Refused while volumes or snapshots are in it, or anything
     /// else where they belong.
     fn release(&self) -> Result<Removed, BackendError>;
 }

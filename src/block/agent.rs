@@ -313,7 +313,7 @@ impl Agent {
     fn pool_report(&self, id: PoolId) -> Option<&PoolReport> {
         match self.reports.get(&AssignedId::Pool(id))? {
             Report::Pool(report) => Some(report),
-            Report::Volume(_) | Report::Attachment(_) => None,
+            Report::Volume(_) | Report::Snapshot(_) | Report::Attachment(_) => None,
         }
     }
 }
@@ -326,7 +326,8 @@ fn look_report(last: &PoolReport, seen: Result<PoolCapacity, String>) -> Option<
         (Ok(seen), Observed::Known(known)) => {
             let threshold = known.capacity.as_u64() / 100;
             let moved = |a: ByteSize, b: ByteSize| a.as_u64().abs_diff(b.as_u64()) > threshold;
-            let same = !moved(seen.capacity, known.capacity) && !moved(seen.used, known.used);
+            let same =
+                !moved(seen.capacity, known.capacity) && !moved(seen.used, known.used) && seen.copies == known.copies;
             if same && last.failure.is_none() {
                 return None;
             }

@@ -1,11 +1,14 @@
 //! Carries tasks out on backends and exports. Runs on blocking threads; decides nothing.
 
+mod snapshot;
+
 use crate::backend::file::FilePool;
 use crate::backend::{Backend, BackendError, PoolIdentity, VolumeLayout};
-use crate::export::{AdmitError, ExportTable, Grant, ServedExport};
+use crate::export::{AdmitError, ExportTable, Freeze, Grant, ServedExport};
 use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
+use crate::runtime::Turns;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -31,6 +34,10 @@ enum TaskError {
     Backend(#[from] BackendError),
     #[error("pool {0} is not open")]
     PoolClosed(PoolId),
+    #[error("volume '{volume}' is in use by {users} connections: it is put back once they are closed")]
+    InUse { volume: Name, users: usize },
+    #[error(transparent)]
+    Freeze(#[from] crate::export::FreezeError),
     #[error(transparent)]
     Publish(#[from] crate::export::PublishError),
     #[error(transparent)]
@@ -66,13 +73,15 @@ pub struct Worker {
     served: Mutex<BTreeMap<VolumeId, Name>>,
     /// Whom the export table may let in to what.
     admitted: Mutex<BTreeSet<(Name, ClientId)>>,
+    /// One set of snapshots at a time, by its first.
+    taking: Turns<SnapshotId>,
     doors: Doors,
 }
 
 impl Worker {
     pub fn new(cluster: ClusterId, exports: Arc<ExportTable>, doors: Doors) -> Self {
         let (pools, served, admitted) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { cluster, pools, exports, served, admitted, doors }
+        Self { cluster, pools, exports, served, admitted, taking: Turns::default(), doors }
     }
 
     fn pools(&self) -> MutexGuard<'_, BTreeMap<PoolId, Arc<dyn Backend>>> {
@@ -108,6 +117,7 @@ impl Worker {
         Ok(match object {
             Assigned::Pool(pool) => pool_report(pool, Observed::Known(self.ensure_pool(pool)?)),
             Assigned::Volume(volume) => volume_report(volume, Observed::Known(self.ensure_volume(volume)?)),
+            Assigned::Snapshot(snapshot) => snapshot_report(snapshot, Observed::Known(self.ensure_snapshot(snapshot)?)),
             Assigned::Attachment(held) => {
                 self.admit(held)?;
                 attachment_report(held, Observed::Known(()))
@@ -125,6 +135,10 @@ impl Worker {
                 self.remove_volume(volume)?;
                 volume_report(volume, Observed::Absent)
             }
+            Assigned::Snapshot(snapshot) => {
+                self.pool(snapshot.pool)?.remove_snapshot(snapshot.id)?;
+                snapshot_report(snapshot, Observed::Absent)
+            }
             Assigned::Attachment(held) => {
                 self.fence(&held.volume_name, held.client);
                 attachment_report(held, Observed::Absent)
@@ -136,6 +150,8 @@ impl Worker {
         match object {
             Assigned::Pool(pool) => drop(self.pools().remove(&pool.id)),
             Assigned::Volume(volume) => self.retire(volume.id),
+            // Nothing of it is open.
+            Assigned::Snapshot(_) => {}
             Assigned::Attachment(held) => self.fence(&held.volume_name, held.client),
         }
     }
@@ -199,13 +215,19 @@ impl Worker {
 
     fn ensure_volume(&self, volume: &VolumeAssignment) -> Result<ServedVolume, TaskError> {
         let backend = self.pool(volume.pool)?;
-        backend.ensure_volume(&VolumeLayout {
+        let layout = VolumeLayout {
             id: volume.id,
             name: volume.name.clone(),
             generation: volume.generation,
             size: volume.size,
+            source: volume.source,
+            revert: volume.revert,
             made: volume.made,
-        })?;
+        };
+        let still = self.hold_still_for(volume)?;
+        let done = backend.ensure_volume(&layout)?;
+        drop(still);
+        tracing::debug!(volume = %volume.name, ?done, "a volume is as it should be");
         let io = backend.open_volume(volume.id)?;
         let size = ByteSize::bytes(io.size());
         if !self.served().contains_key(&volume.id) {
@@ -215,6 +237,22 @@ impl Worker {
             self.served().insert(volume.id, volume.name.clone());
         }
         Ok(ServedVolume { size, exports: self.exports_of(&volume.name) })
+    }
+
+    /// Keeps everybody from changing what the volume's bytes come from, while they are copied. One whose bytes are to be
+    /// put back is not served meanwhile.
+    fn hold_still_for(&self, volume: &VolumeAssignment) -> Result<Option<Freeze>, TaskError> {
+        if volume.revert.is_some_and(|revert| revert.since == volume.generation) {
+            let users = self.exports.users(volume.name.as_str()).unwrap_or_default();
+            if users > 0 && self.served().contains_key(&volume.id) {
+                return Err(TaskError::InUse { volume: volume.name.clone(), users });
+            }
+            self.retire(volume.id);
+        }
+        match volume.source {
+            Some(Source::Volume(source)) if !volume.made => self.freeze(&[source]),
+            _ => Ok(None),
+        }
     }
 
     fn remove_volume(&self, volume: &VolumeAssignment) -> Result<(), TaskError> {
@@ -269,6 +307,10 @@ impl Worker {
                 })),
                 Err(error) => failure = Some(chain(&error)),
             }
+            match backend.observe_snapshots() {
+                Ok(snapshots) => inventory.snapshots.extend(snapshots),
+                Err(error) => failure = failure.or_else(|| Some(chain(&error))),
+            }
             inventory.pools.push(InventoryPool { id, failure });
         }
         inventory
@@ -290,6 +332,15 @@ fn pool_report(pool: &PoolAssignment, capacity: Observed<PoolCapacity>) -> Repor
 
 fn volume_report(volume: &VolumeAssignment, served: Observed<ServedVolume>) -> Report {
     Report::Volume(VolumeReport { id: volume.id, generation: volume.generation, volume: served, failure: None })
+}
+
+fn snapshot_report(snapshot: &SnapshotAssignment, taken: Observed<TakenSnapshot>) -> Report {
+    Report::Snapshot(SnapshotReport {
+        id: snapshot.id,
+        generation: snapshot.generation,
+        snapshot: taken,
+        failure: None,
+    })
 }
 
 fn attachment_report(held: &AttachmentAssignment, in_force: Observed<()>) -> Report {

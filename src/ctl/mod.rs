@@ -20,6 +20,7 @@ mod manager;
 mod output;
 mod pool;
 mod service;
+mod snapshot;
 mod token;
 mod volume;
 mod wait;
@@ -80,6 +81,9 @@ enum Noun {
     /// Block devices in pools
     #[command(subcommand, alias = "volumes")]
     Volume(volume::Verb),
+    /// Volumes as they were at one instant
+    #[command(subcommand, alias = "snapshots")]
+    Snapshot(snapshot::Verb),
     /// The clusters that you work with
     #[command(subcommand, alias = "contexts")]
     Context(context::Verb),
@@ -104,6 +108,7 @@ pub async fn run(args: CtlArgs) -> Result<()> {
         Noun::Service(verb) => service::run(&session, verb).await,
         Noun::Pool(verb) => pool::run(&session, verb).await,
         Noun::Volume(verb) => volume::run(&session, verb).await,
+        Noun::Snapshot(verb) => snapshot::run(&session, verb).await,
         Noun::Context(verb) => context::run(&session, verb),
         Noun::Attachment(verb) => attachment::run(&session, verb).await,
         Noun::Events(args) => events::run(&session, args).await,

@@ -135,6 +135,7 @@ fn describe(pool: &Pool) -> String {
         ("Reserved", status.reserved.to_string()),
         ("Used", size(status.used)),
         ("Free", size(pool.free())),
+        ("Snapshots", status.copies.map_or("-", |can| if can { "possible" } else { "impossible" }).into()),
         ("Service", pool.spec.service.to_string()),
         ("Created", pool.meta.created_at.to_string()),
     ])

@@ -3,6 +3,7 @@
 use super::attachment;
 use super::connect::{Manager, Session, answer, object};
 use super::copy;
+use super::failure::Failure;
 use super::output::{self, Format, fields, table};
 use super::wait::{Until, settle};
 use crate::model::{
@@ -17,15 +18,24 @@ use std::path::PathBuf;
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Make a volume: placed, sized, exported, and reading as zeros
-    #[command(after_help = "Example: symphony ctl volume create db --size 10GiB --pool fast")]
+    #[command(
+        after_help = "Examples:\n  symphony ctl volume create db --size 10GiB --pool fast\n  symphony ctl volume create db-copy --from-volume db\n  symphony ctl volume create db-old --from-snapshot monday"
+    )]
     Create {
         name: String,
         /// As 512MiB, 10G (powers of 1024), 10GB (powers of 1000), or bytes
         #[arg(long, env = "SYMPHONY_VOLUME_SIZE", allow_hyphen_values = true)]
-        size: ByteSize,
+        #[arg(required_unless_present_any = ["from_snapshot", "from_volume"])]
+        size: Option<ByteSize>,
         /// Name or id [default: the ready pool with the most free space]
         #[arg(long, env = "SYMPHONY_VOLUME_POOL")]
         pool: Option<String>,
+        /// Begin with a snapshot's bytes: its name or id
+        #[arg(long, env = "SYMPHONY_FROM_SNAPSHOT", conflicts_with = "from_volume")]
+        from_snapshot: Option<String>,
+        /// Begin with another volume's bytes as they are now: its name or id
+        #[arg(long, env = "SYMPHONY_FROM_VOLUME")]
+        from_volume: Option<String>,
     },
     /// All volumes
     #[command(visible_alias = "ls")]
@@ -42,6 +52,14 @@ pub enum Verb {
         /// The new size
         #[arg(long, env = "SYMPHONY_VOLUME_NEW_SIZE", allow_hyphen_values = true)]
         size: ByteSize,
+    },
+    /// Put a volume's bytes back to those of one of its snapshots; nobody may be using it
+    Revert {
+        /// Name or id
+        volume: String,
+        /// The snapshot's name or id
+        #[arg(long, env = "SYMPHONY_SNAPSHOT")]
+        to: String,
     },
     /// Destroy a volume and its data; clients are cut off
     #[command(visible_alias = "rm")]
@@ -102,14 +120,26 @@ pub fn expect(object: Object) -> Result<Volume> {
 pub async fn run(session: &Session, verb: Verb) -> Result<()> {
     let mut manager = session.manager().await?;
     match verb {
-        Verb::Create { name, size, pool } => {
-            let request = proto::CreateVolumeRequest { name, size: size.as_u64(), pool: pool.unwrap_or_default() };
+        Verb::Create { name, size, pool, from_snapshot, from_volume } => {
+            use proto::create_volume_request::Source;
+            // A size of nothing is a mistake, and not the same as none.
+            if size.is_some_and(|size| size.as_u64() == 0) {
+                return Err(Failure::Usage("a volume's size must not be zero".into()).into());
+            }
+            let source = from_snapshot.map(Source::FromSnapshot).or(from_volume.map(Source::FromVolume));
+            let (size, pool) = (size.map_or(0, ByteSize::as_u64), pool.unwrap_or_default());
+            let request = proto::CreateVolumeRequest { name, size, pool, source };
             let volume = object(answer(manager.client.create_volume(request).await, "manager")?)?;
             settled(session, volume).await
         }
         Verb::Resize { volume, size } => {
             let request = proto::ResizeVolumeRequest { reference: volume, size: size.as_u64() };
             let volume = object(answer(manager.client.resize_volume(request).await, "manager")?)?;
+            settled(session, volume).await
+        }
+        Verb::Revert { volume, to } => {
+            let request = proto::RevertVolumeRequest { volume, snapshot: to };
+            let volume = object(answer(manager.client.revert_volume(request).await, "manager")?)?;
             settled(session, volume).await
         }
         Verb::List => {
@@ -211,6 +241,9 @@ fn describe(volume: &Volume, attached: &[Attachment]) -> String {
         ("Message", status.message.clone().unwrap_or_else(|| "-".into())),
         ("Generation", volume.meta.generation.as_u64().to_string()),
     ];
+    if let Some(source) = volume.spec.source {
+        rows.push(("Copy of", source.to_string()));
+    }
     for replica in &status.placement {
         rows.push(("Placed", format!("pool {} on service {}", replica.pool, replica.service)));
     }

@@ -228,6 +228,11 @@ impl Directory {
         self.unlink(name, UnlinkatFlags::NoRemoveDir)
     }
 
+    /// Gives a file another name, in place of whatever has that; durable when the directory has been synced.
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), FileError> {
+        renameat(self, from, self, to).map_err(|error| self.error("rename", from, error))
+    }
+
     /// Removes an empty directory; false if there was none.
     pub fn remove_child(&self, name: &str) -> Result<bool, FileError> {
         self.unlink(name, UnlinkatFlags::RemoveDir)

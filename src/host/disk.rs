@@ -29,6 +29,37 @@ pub fn capacity_of(directory: &Directory) -> Result<Space, FileError> {
     Ok(Space { total: bytes(stat.blocks()), available: bytes(stat.blocks_available()) })
 }
 
+/// Makes `target` hold what `source` holds, the blocks shared until either is changed: takes the same time for any size.
+///
+/// # Errors
+/// `Unsupported` if the file system cannot do that.
+pub fn share_blocks(source: &File, target: &File) -> io::Result<()> {
+    use rustix::io::Errno;
+    match rustix::fs::ioctl_ficlone(target, source) {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV) => Err(io::ErrorKind::Unsupported.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether files in the directory can share blocks, found by trying with two files that have no name.
+pub fn can_share_blocks(directory: &Directory) -> Result<bool, FileError> {
+    let failed = |error| FileError::new("try to share blocks in", directory.path(), error);
+    let nameless = || tempfile_in(directory).map_err(failed);
+    match share_blocks(&nameless()?, &nameless()?) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// A file without a name, gone when it is closed.
+fn tempfile_in(directory: &Directory) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags, openat};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(openat(directory, c".", flags, Mode::RUSR | Mode::WUSR).map(File::from)?)
+}
+
 /// Whether any byte of the file at or after `offset` may be something but a hole. A file system that cannot tell holes
 /// from data answers yes for every byte that exists.
 pub fn holds_data(file: &File, offset: u64) -> io::Result<bool> {

@@ -97,6 +97,7 @@ fn compare_views(stored: &View, live: &View, revision: Revision, faults: &mut Ve
     tables::<Session>(stored, live, revision, faults);
     tables::<Pool>(stored, live, revision, faults);
     tables::<Volume>(stored, live, revision, faults);
+    tables::<Snapshot>(stored, live, revision, faults);
     tables::<Attachment>(stored, live, revision, faults);
     tables::<Client>(stored, live, revision, faults);
     tables::<Token>(stored, live, revision, faults);
@@ -107,7 +108,7 @@ fn compare_views(stored: &View, live: &View, revision: Revision, faults: &mut Ve
 fn check_state(view: &View, findings: &mut Findings) {
     let faults = &mut findings.faults;
     findings.objects = view.services.len() + view.pools.len() + view.volumes.len() + view.attachments.len();
-    findings.objects += view.clients.len() + view.tokens.len();
+    findings.objects += view.snapshots.len() + view.clients.len() + view.tokens.len();
     faults.extend(view.unreadable.iter().map(|(key, reason)| format!("{key} cannot be read: {reason}")));
     let mut expected = BTreeMap::new();
     let mut promised: BTreeMap<PoolId, ByteSize> = BTreeMap::new();
@@ -131,13 +132,30 @@ fn check_state(view: &View, findings: &mut Findings) {
             }
         }
     }
+    for snapshot in view.snapshots.values().map(|snapshot| &*snapshot.value) {
+        let name = &snapshot.meta.name;
+        expected.insert((Kind::Snapshot, name.clone()), snapshot.meta.id.to_string());
+        for replica in &snapshot.status.placement {
+            let total = promised.entry(replica.pool).or_default();
+            *total = total.saturating_add(snapshot.status.promised);
+        }
+        match view.get::<Volume>(snapshot.spec.volume) {
+            None => {
+                faults.push(format!("snapshot '{name}' is of volume {}, which does not exist", snapshot.spec.volume))
+            }
+            Some(volume) if volume.status.placement != snapshot.status.placement => {
+                faults.push(format!("snapshot '{name}' is not where its volume '{}' is", volume.meta.name));
+            }
+            Some(_) => {}
+        }
+    }
     for pool in view.pools.values().map(|pool| &*pool.value) {
         let name = &pool.meta.name;
         expected.insert((Kind::Pool, name.clone()), pool.meta.id.to_string());
         let (sum, reserved) = (promised.get(&pool.meta.id).copied().unwrap_or_default(), pool.status.reserved);
         if sum != reserved {
             faults.push(format!(
-                "pool '{name}' has {} bytes reserved, its volumes add up to {}",
+                "pool '{name}' has {} bytes reserved, its volumes and snapshots add up to {}",
                 reserved.as_u64(),
                 sum.as_u64()
             ));
@@ -263,6 +281,7 @@ fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Invento
             }
         }
     }
+    check_snapshots(stored, live, service, found, findings);
     for disk in &found.volumes {
         if let Some(damage) = &disk.damage {
             findings.faults.push(format!("volume {} on service {service} is damaged: {damage}", disk.id));
@@ -271,6 +290,41 @@ fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Invento
             findings.remarks.push(format!(
                 "orphan: volume {} ('{}', {}) is on the disks of service {service} and in no cluster state",
                 disk.id, disk.name, disk.size
+            ));
+        }
+    }
+}
+
+/// As [`check_devices`], for snapshots.
+fn check_snapshots(stored: &View, live: &View, service: ServiceId, found: &Inventory, findings: &mut Findings) {
+    let on_disk: BTreeSet<SnapshotId> = found.snapshots.iter().map(|snapshot| snapshot.id).collect();
+    for snapshot in stored.snapshots_of(service) {
+        if live.get::<Snapshot>(snapshot.meta.id) != Some(snapshot) {
+            continue;
+        }
+        let name = &snapshot.meta.name;
+        match snapshot.status.phase {
+            Phase::Ready if on_disk.contains(&snapshot.meta.id) => {}
+            Phase::Ready => {
+                findings.faults.push(format!("snapshot '{name}' is ready, but service {service} does not have it"));
+            }
+            Phase::Failed => {
+                let why = snapshot.status.message.as_deref().unwrap_or("no reason was given");
+                findings.faults.push(format!("snapshot '{name}' is not as it should be: {why}"));
+            }
+            phase @ (Phase::Pending | Phase::Removing) => {
+                findings.remarks.push(format!("snapshot '{name}' is {phase}"));
+            }
+        }
+    }
+    for disk in &found.snapshots {
+        if let Some(damage) = &disk.damage {
+            findings.faults.push(format!("snapshot {} on service {service} is damaged: {damage}", disk.id));
+        }
+        if live.get::<Snapshot>(disk.id).is_none() && stored.get::<Snapshot>(disk.id).is_none() {
+            findings.remarks.push(format!(
+                "orphan: snapshot {} ('{}', of volume {}) is on the disks of service {service} and in no cluster state",
+                disk.id, disk.name, disk.volume
             ));
         }
     }

@@ -50,6 +50,7 @@ fn find(view: &View, kind: Kind, reference: &str) -> Result<Object, Refusal> {
         Kind::Service => view.get(plan::find_service(view, reference)?).cloned().map(Object::Service),
         Kind::Pool => named(view, reference, Object::Pool),
         Kind::Volume => named(view, reference, Object::Volume),
+        Kind::Snapshot => named(view, reference, Object::Snapshot),
         Kind::Attachment => {
             let id = plan::resolve_attachment(view, reference);
             id.and_then(|id| view.get::<Attachment>(id)).cloned().map(Object::Attachment)
@@ -169,19 +170,20 @@ impl Control for Face {
         };
         let after = &request.page_token;
         let view = member.view.read();
+        let missing =
+            |reference: &str| Refusal::NoSuch { kind: Kind::Volume, reference: reference.chars().take(80).collect() };
+        let volume = optional(&request.volume)
+            .map(|reference| plan::resolve::<Volume>(&view, &reference).ok_or_else(|| missing(&reference)))
+            .transpose()?;
         let (objects, more) = match malformed(kind_of(request.kind))? {
             Kind::Service => page(&view, token(after)?, limit, Object::Service),
             Kind::Pool => page(&view, token(after)?, limit, Object::Pool),
             Kind::Volume => page(&view, token(after)?, limit, Object::Volume),
+            Kind::Snapshot => {
+                let wanted = |held: &Snapshot| volume.is_none_or(|volume| held.spec.volume == volume);
+                page_where(&view, token(after)?, limit, Object::Snapshot, wanted)
+            }
             Kind::Attachment => {
-                let volume = match optional(&request.volume) {
-                    Some(reference) => {
-                        let missing =
-                            || Refusal::NoSuch { kind: Kind::Volume, reference: reference.chars().take(80).collect() };
-                        Some(plan::resolve::<Volume>(&view, &reference).ok_or_else(missing)?)
-                    }
-                    None => None,
-                };
                 let wanted = |held: &Attachment| volume.is_none_or(|volume| held.spec.volume == volume);
                 page_where(&view, token(after)?, limit, Object::Attachment, wanted)
             }
@@ -249,8 +251,15 @@ impl Control for Face {
         let (member, author) = self.acting(&request)?;
         let request = request.into_inner();
         let name = parsed(request.name.parse::<Name>())?;
-        let (id, size, pool) = (VolumeId::generate(), ByteSize::bytes(request.size), optional(&request.pool));
-        let plan = move |draft: &mut Draft<'_>| plan::create_volume(draft, &author, id, &name, size, pool.as_deref());
+        let (id, pool) = (VolumeId::generate(), optional(&request.pool));
+        let origin = request.source.map(|source| match source {
+            proto::create_volume_request::Source::FromSnapshot(snapshot) => plan::Origin::Snapshot(snapshot),
+            proto::create_volume_request::Source::FromVolume(volume) => plan::Origin::Volume(volume),
+        });
+        // A copy is as large as what it is copied from unless a size is named.
+        let size = (request.size > 0 || origin.is_none()).then(|| ByteSize::bytes(request.size));
+        let wanted = plan::WantedVolume { size, pool, origin };
+        let plan = move |draft: &mut Draft<'_>| plan::create_volume(draft, &author, id, &name, &wanted);
         answer(&Object::Volume(member.writer.write(plan).await?))
     }
 
@@ -267,6 +276,33 @@ impl Control for Face {
         let reference = request.into_inner().reference;
         let volume = member.writer.write(move |draft| plan::remove_volume(draft, &author, &reference)).await?;
         answer(&Object::Volume(volume))
+    }
+
+    async fn revert_volume(&self, request: Request<proto::RevertVolumeRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let proto::RevertVolumeRequest { volume, snapshot } = request.into_inner();
+        let plan = move |draft: &mut Draft<'_>| plan::revert_volume(draft, &author, &volume, &snapshot);
+        answer(&Object::Volume(member.writer.write(plan).await?))
+    }
+
+    async fn create_snapshots(&self, request: Request<proto::CreateSnapshotsRequest>) -> Answer<proto::ListResponse> {
+        let (member, author) = self.acting(&request)?;
+        let wanted = request.into_inner().wanted.into_iter().map(|one| {
+            let name = parsed(one.name.parse::<Name>())?;
+            Ok(plan::WantedSnapshot { id: SnapshotId::generate(), name, volume: one.volume })
+        });
+        let wanted = wanted.collect::<Result<Vec<_>, Status>>()?;
+        let plan = move |draft: &mut Draft<'_>| plan::create_snapshots(draft, &author, &wanted);
+        let made = member.writer.write(plan).await?;
+        let objects = made.into_iter().map(|snapshot| (&Object::Snapshot(snapshot)).into()).collect();
+        Ok(Response::new(proto::ListResponse { objects, next_page_token: String::new() }))
+    }
+
+    async fn remove_snapshot(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let reference = request.into_inner().reference;
+        let snapshot = member.writer.write(move |draft| plan::remove_snapshot(draft, &author, &reference)).await?;
+        answer(&Object::Snapshot(snapshot))
     }
 
     async fn attach_volume(&self, request: Request<proto::AttachVolumeRequest>) -> Answer<proto::Object> {

@@ -6,7 +6,9 @@
 
 use super::refusal::Refusal;
 use super::view::{Stored, View};
-use crate::model::{Attachment, Client, Event, EventId, Kind, Name, Pool, Service, Session, Timestamp, Token, Volume};
+use crate::model::{
+    Attachment, Client, Event, EventId, Kind, Name, Pool, Service, Session, Snapshot, Timestamp, Token, Volume,
+};
 use crate::pki::Authority;
 use crate::store::{Compare, Key, LeaseId, Op, Txn};
 use std::collections::BTreeMap;
@@ -21,6 +23,7 @@ struct Overlay {
     sessions: Planned<Session>,
     pools: Planned<Pool>,
     volumes: Planned<Volume>,
+    snapshots: Planned<Snapshot>,
     attachments: Planned<Attachment>,
     clients: Planned<Client>,
     tokens: Planned<Token>,
@@ -64,7 +67,7 @@ macro_rules! drafted {
 }
 drafted!(
     Service: services, Session: sessions, Pool: pools, Volume: volumes,
-    Attachment: attachments, Client: clients, Token: tokens, Event: events
+    Snapshot: snapshots, Attachment: attachments, Client: clients, Token: tokens, Event: events
 );
 
 impl<'v> Draft<'v> {
@@ -165,6 +168,17 @@ impl<'v> Draft<'v> {
         held.collect::<BTreeMap<_, _>>().into_values().collect()
     }
 
+    /// The snapshots of a volume as planned, those that are to go included.
+    pub fn snapshots_to(&self, volume: &Volume) -> Vec<Snapshot> {
+        let planned = &self.overlay.snapshots;
+        let services = volume.status.placement.iter().map(|replica| replica.service);
+        let old = services.flat_map(|service| self.view.snapshots_of(service));
+        let old = old.filter(|held| !planned.contains_key(&held.meta.id));
+        let all = old.chain(planned.values().flatten().map(|planned| &**planned));
+        let held = all.filter(|held| held.spec.volume == volume.meta.id).map(|held| (held.meta.id, held.clone()));
+        held.collect::<BTreeMap<_, _>>().into_values().collect()
+    }
+
     pub fn delete<T: Drafted>(&mut self, id: T::Id) {
         self.guard::<T>(id);
         T::planned(self).insert(id, None);
@@ -212,6 +226,7 @@ impl<'v> Draft<'v> {
             + overlay.sessions.len()
             + overlay.pools.len()
             + overlay.volumes.len()
+            + overlay.snapshots.len()
             + overlay.attachments.len()
             + overlay.clients.len()
             + overlay.tokens.len()
@@ -231,6 +246,7 @@ impl<'v> Draft<'v> {
             sessions,
             pools,
             volumes,
+            snapshots,
             attachments,
             clients,
             tokens,
@@ -245,6 +261,7 @@ impl<'v> Draft<'v> {
         extend(&mut ops, sessions, self.view, &leases)?;
         extend(&mut ops, pools, self.view, &leases)?;
         extend(&mut ops, volumes, self.view, &leases)?;
+        extend(&mut ops, snapshots, self.view, &leases)?;
         extend(&mut ops, attachments, self.view, &leases)?;
         extend(&mut ops, clients, self.view, &leases)?;
         extend(&mut ops, tokens, self.view, &leases)?;

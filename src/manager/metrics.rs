@@ -90,6 +90,8 @@ fn seconds(millis: u64) -> f64 {
 fn objects(view: &View, page: &mut Page) {
     let volumes = view.volumes.values().map(|volume| vec![("phase", volume.value.status.phase.to_string())]);
     page.gauge("volumes", "Volumes by phase", tally(volumes));
+    let snapshots = view.snapshots.values().map(|held| vec![("phase", held.value.status.phase.to_string())]);
+    page.gauge("snapshots", "Snapshots by phase", tally(snapshots));
     let attachments = view.attachments.values().map(|held| vec![("phase", held.value.status.phase.to_string())]);
     page.gauge("attachments", "Attachments by phase", tally(attachments));
     let pools = || view.pools.values().map(|pool| &*pool.value);

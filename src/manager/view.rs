@@ -3,10 +3,14 @@
 //! One task applies batches whole, in order; everybody else reads. A read after one's own write waits for that
 //! write's revision with [`ViewHandle::reached`].
 
+mod stored;
+
+pub use stored::Stored;
+
 use crate::model::*;
 use crate::pki::Authority;
 use crate::store::{self, Batch, Entry, Key, Listing, Place, Revision};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
@@ -25,117 +29,12 @@ pub struct Versioned<T> {
 
 pub type Table<T> = BTreeMap<<T as Stored>::Id, Versioned<T>>;
 
-/// For each service the objects that concern it.
-type Index<T> = BTreeMap<ServiceId, BTreeSet<<T as Stored>::Id>>;
-
-/// What is kept under a key of its own.
-pub trait Stored: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
-    type Id: Ord + Copy + Send + Sync + std::fmt::Display;
-    fn id(&self) -> Self::Id;
-    fn key(id: Self::Id) -> Key;
-    fn table(view: &View) -> &Table<Self>;
-    fn table_mut(view: &mut View) -> &mut Table<Self>;
-    /// The services whose sessions must hear of a change.
-    fn services(&self) -> Vec<ServiceId>;
-    fn index(view: &mut View) -> Option<&mut Index<Self>>;
-    /// Whether every session must hear of a change.
-    fn concerns_everybody(&self) -> bool {
-        false
-    }
-    /// Whose certificates are void because of this.
-    fn revoked(&self) -> Option<Uuid> {
-        None
-    }
-}
-
 /// Whom a commit concerns.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     pub services: BTreeSet<ServiceId>,
     pub everybody: bool,
 }
-
-macro_rules! stored {
-    ($type:ident, $id:ident, $key:ident, $table:ident, $index:expr, $get:expr, $services:expr $(, $all:expr, $revoked:expr)?) => {
-        impl Stored for $type {
-            type Id = $id;
-            fn id(&self) -> $id {
-                let get: fn(&Self) -> $id = $get;
-                get(self)
-            }
-            fn key(id: $id) -> Key {
-                Key::$key(id)
-            }
-            fn table(view: &View) -> &Table<Self> {
-                &view.$table
-            }
-            fn table_mut(view: &mut View) -> &mut Table<Self> {
-                &mut view.$table
-            }
-            fn services(&self) -> Vec<ServiceId> {
-                let services: fn(&Self) -> Vec<ServiceId> = $services;
-                services(self)
-            }
-            fn index(view: &mut View) -> Option<&mut Index<Self>> {
-                let index: fn(&mut View) -> Option<&mut Index<Self>> = $index;
-                index(view)
-            }
-            $(fn concerns_everybody(&self) -> bool {
-                let all: fn(&Self) -> bool = $all;
-                all(self)
-            }
-            fn revoked(&self) -> Option<Uuid> {
-                let revoked: fn(&Self) -> Option<Uuid> = $revoked;
-                revoked(self)
-            })?
-        }
-    };
-}
-stored!(
-    Service,
-    ServiceId,
-    service,
-    services,
-    |_| None,
-    |service| service.meta.id,
-    |service| vec![service.meta.id],
-    // Block services must know every manager, to find another one when theirs dies; and whose certificates are void.
-    |service| service.spec.service_type == ServiceType::Manager || service.meta.is_removed(),
-    |service| service.meta.is_removed().then(|| service.meta.id.as_uuid())
-);
-stored!(Session, ServiceId, session, sessions, |_| None, |session| session.service, |session| vec![session.service]);
-stored!(Pool, PoolId, pool, pools, |view| Some(&mut view.pools_of), |pool| pool.meta.id, |pool| vec![
-    pool.spec.service
-]);
-stored!(Volume, VolumeId, volume, volumes, |view| Some(&mut view.volumes_of), |volume| volume.meta.id, |volume| volume
-    .status
-    .placement
-    .iter()
-    .map(|replica| replica.service)
-    .collect());
-stored!(
-    Attachment,
-    AttachmentId,
-    attachment,
-    attachments,
-    |view| Some(&mut view.attachments_of),
-    |attachment| attachment.meta.id,
-    |attachment| attachment.status.placement.clone()
-);
-stored!(
-    Client,
-    ClientId,
-    client,
-    clients,
-    |_| None,
-    |client| client.meta.id,
-    |_| Vec::new(),
-    // A client that is removed is revoked everywhere.
-    |client| client.meta.is_removed(),
-    |client| client.meta.is_removed().then(|| client.meta.id.as_uuid())
-);
-stored!(Token, TokenId, token, tokens, |_| None, |token| token.meta.id, |_| Vec::new());
-stored!(Event, EventId, event, events, |_| None, |event| event.id, |_| Vec::new());
 
 #[derive(Debug, Default)]
 pub struct View {
@@ -148,6 +47,7 @@ pub struct View {
     pub sessions: Table<Session>,
     pub pools: Table<Pool>,
     pub volumes: Table<Volume>,
+    pub snapshots: Table<Snapshot>,
     pub attachments: Table<Attachment>,
     pub clients: Table<Client>,
     pub tokens: Table<Token>,
@@ -157,6 +57,7 @@ pub struct View {
     pub unreadable: BTreeMap<Key, String>,
     pools_of: BTreeMap<ServiceId, BTreeSet<PoolId>>,
     volumes_of: BTreeMap<ServiceId, BTreeSet<VolumeId>>,
+    snapshots_of: BTreeMap<ServiceId, BTreeSet<SnapshotId>>,
     attachments_of: BTreeMap<ServiceId, BTreeSet<AttachmentId>>,
     /// Services and clients that were removed, as long as their records stay.
     revoked: BTreeSet<Uuid>,
@@ -205,6 +106,7 @@ impl View {
             Place::Session(_) => self.take::<Session>(&entry, touched),
             Place::Pool(_) => self.take::<Pool>(&entry, touched),
             Place::Volume(_) => self.take::<Volume>(&entry, touched),
+            Place::Snapshot(_) => self.take::<Snapshot>(&entry, touched),
             Place::Attachment(_) => self.take::<Attachment>(&entry, touched),
             Place::Client(_) => self.take::<Client>(&entry, touched),
             Place::Token(_) => self.take::<Token>(&entry, touched),
@@ -267,6 +169,7 @@ impl View {
             Place::Session(id) => self.forget::<Session>(id, touched),
             Place::Pool(id) => self.forget::<Pool>(id, touched),
             Place::Volume(id) => self.forget::<Volume>(id, touched),
+            Place::Snapshot(id) => self.forget::<Snapshot>(id, touched),
             Place::Attachment(id) => self.forget::<Attachment>(id, touched),
             Place::Client(id) => self.forget::<Client>(id, touched),
             Place::Token(id) => self.forget::<Token>(id, touched),
@@ -334,7 +237,9 @@ impl View {
 
     /// Whether something that could be assigned cannot be read: then what is missing may only look so.
     pub fn is_partial(&self) -> bool {
-        let assigned = |key: &Key| matches!(Place::of(key), Place::Pool(_) | Place::Volume(_) | Place::Attachment(_));
+        let assigned = |key: &Key| {
+            matches!(Place::of(key), Place::Pool(_) | Place::Volume(_) | Place::Snapshot(_) | Place::Attachment(_))
+        };
         self.unreadable.keys().any(assigned)
     }
 
@@ -344,6 +249,10 @@ impl View {
 
     pub fn volumes_of(&self, service: ServiceId) -> impl Iterator<Item = &Volume> {
         self.volumes_of.get(&service).into_iter().flatten().filter_map(|id| self.get::<Volume>(*id))
+    }
+
+    pub fn snapshots_of(&self, service: ServiceId) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots_of.get(&service).into_iter().flatten().filter_map(|id| self.get::<Snapshot>(*id))
     }
 
     pub fn attachments_of(&self, service: ServiceId) -> impl Iterator<Item = &Attachment> {
@@ -358,6 +267,11 @@ impl View {
                 .volumes_of(service)
                 .filter_map(|volume| VolumeAssignment::of(volume, service))
                 .map(|volume| (volume.id, volume))
+                .collect(),
+            snapshots: self
+                .snapshots_of(service)
+                .filter_map(|snapshot| SnapshotAssignment::of(snapshot, service))
+                .map(|snapshot| (snapshot.id, snapshot))
                 .collect(),
             attachments: self.attachments_of(service).map(|held| (held.meta.id, held.into())).collect(),
         }
@@ -468,7 +382,7 @@ mod tests {
     fn volume(service: u8) -> Volume {
         let meta = Meta::new(VolumeId::from_bytes([1; 16]), "v".parse().unwrap(), Timestamp::from_millis(0));
         let replica = Replica { pool: PoolId::from_bytes([2; 16]), service: ServiceId::from_bytes([service; 16]) };
-        Volume::new(meta, VolumeSpec { size: ByteSize::mib(1), pool: None }, vec![replica])
+        Volume::new(meta, VolumeSpec { size: ByteSize::mib(1), pool: None, source: None, revert: None }, vec![replica])
     }
 
     #[test]

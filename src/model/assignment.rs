@@ -2,7 +2,8 @@
 
 use super::{
     Attachment, AttachmentId, AttachmentReport, ByteSize, ClientId, Driver, Generation, Name, Observed, Pool, PoolId,
-    PoolReport, Report, ServiceId, Volume, VolumeId, VolumeReport,
+    PoolReport, Report, Revert, ServiceId, Snapshot, SnapshotId, SnapshotMember, SnapshotReport, Source, Volume,
+    VolumeId, VolumeReport,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -26,9 +27,30 @@ pub struct VolumeAssignment {
     pub generation: Generation,
     pub pool: PoolId,
     pub size: ByteSize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revert: Option<Revert>,
     /// The volume has held bytes once; a missing backing file is then an error, never a fresh start.
     pub made: bool,
     /// Tombstone: permission to destroy the volume's data.
+    pub removed: bool,
+}
+
+/// What to keep of a volume as it is at one instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotAssignment {
+    pub id: SnapshotId,
+    pub name: Name,
+    pub generation: Generation,
+    pub volume: VolumeId,
+    pub pool: PoolId,
+    /// All that are taken at the same instant, this one among them; empty: it is taken alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set: Vec<SnapshotMember>,
+    /// The snapshot was taken once; if it is missing that is an error, never a reason to take another.
+    pub made: bool,
+    /// Tombstone: permission to destroy the snapshot.
     pub removed: bool,
 }
 
@@ -56,6 +78,8 @@ pub struct AssignmentSet {
     pub pools: BTreeMap<PoolId, PoolAssignment>,
     pub volumes: BTreeMap<VolumeId, VolumeAssignment>,
     #[serde(default)]
+    pub snapshots: BTreeMap<SnapshotId, SnapshotAssignment>,
+    #[serde(default)]
     pub attachments: BTreeMap<AttachmentId, AttachmentAssignment>,
 }
 
@@ -63,6 +87,7 @@ pub struct AssignmentSet {
 pub enum Assigned {
     Pool(PoolAssignment),
     Volume(VolumeAssignment),
+    Snapshot(SnapshotAssignment),
     Attachment(AttachmentAssignment),
 }
 
@@ -71,6 +96,7 @@ pub enum Assigned {
 pub enum AssignedId {
     Pool(PoolId),
     Volume(VolumeId),
+    Snapshot(SnapshotId),
     Attachment(AttachmentId),
 }
 
@@ -90,6 +116,7 @@ macro_rules! each {
         match $assigned {
             Assigned::Pool($it) => $value,
             Assigned::Volume($it) => $value,
+            Assigned::Snapshot($it) => $value,
             Assigned::Attachment($it) => $value,
         }
     };
@@ -119,6 +146,9 @@ impl Assigned {
             Assigned::Volume(volume) => {
                 Report::Volume(VolumeReport { id: volume.id, generation, volume: Observed::Unknown, failure })
             }
+            Assigned::Snapshot(snapshot) => {
+                Report::Snapshot(SnapshotReport { id: snapshot.id, generation, snapshot: Observed::Unknown, failure })
+            }
             Assigned::Attachment(held) => {
                 Report::Attachment(AttachmentReport { id: held.id, generation, in_force: Observed::Unknown, failure })
             }
@@ -131,6 +161,7 @@ impl std::fmt::Display for Assigned {
         match self {
             Assigned::Pool(pool) => write!(f, "pool '{}'", pool.name),
             Assigned::Volume(volume) => write!(f, "volume '{}'", volume.name),
+            Assigned::Snapshot(snapshot) => write!(f, "snapshot '{}'", snapshot.name),
             Assigned::Attachment(held) => write!(f, "attachment '{}/{}'", held.volume_name, held.client_name),
         }
     }
@@ -195,6 +226,7 @@ macro_rules! assignment {
 }
 assignment!(PoolAssignment, PoolId, Pool, "pool", |pool| Some(&mut pool.made));
 assignment!(VolumeAssignment, VolumeId, Volume, "volume", |volume| Some(&mut volume.made));
+assignment!(SnapshotAssignment, SnapshotId, Snapshot, "snapshot", |snapshot| Some(&mut snapshot.made));
 assignment!(AttachmentAssignment, AttachmentId, Attachment, "attachment", |_attachment| None);
 
 impl From<&Pool> for PoolAssignment {
@@ -220,8 +252,27 @@ impl VolumeAssignment {
             generation: volume.meta.generation,
             pool: replica.pool,
             size: volume.spec.size,
+            source: volume.spec.source,
+            revert: volume.spec.revert,
             made: volume.status.size.is_some(),
             removed: volume.meta.is_removed(),
+        })
+    }
+}
+
+impl SnapshotAssignment {
+    /// What `service` must hold of `snapshot`; none if nothing of it is placed there.
+    pub fn of(snapshot: &Snapshot, service: ServiceId) -> Option<Self> {
+        let replica = snapshot.status.placement.iter().find(|replica| replica.service == service)?;
+        Some(Self {
+            id: snapshot.meta.id,
+            name: snapshot.meta.name.clone(),
+            generation: snapshot.meta.generation,
+            volume: snapshot.spec.volume,
+            pool: replica.pool,
+            set: snapshot.spec.set.clone(),
+            made: snapshot.status.size.is_some(),
+            removed: snapshot.meta.is_removed(),
         })
     }
 }
@@ -283,8 +334,10 @@ impl AssignmentSet {
         let mut changes = Changes::new();
         puts(&self.pools, &next.pools, &mut changes);
         puts(&self.volumes, &next.volumes, &mut changes);
+        puts(&self.snapshots, &next.snapshots, &mut changes);
         puts(&self.attachments, &next.attachments, &mut changes);
         drops(&self.attachments, &next.attachments, &mut changes);
+        drops(&self.snapshots, &next.snapshots, &mut changes);
         drops(&self.volumes, &next.volumes, &mut changes);
         drops(&self.pools, &next.pools, &mut changes);
         changes
@@ -294,6 +347,7 @@ impl AssignmentSet {
     pub fn fill_from(&mut self, other: &Self) {
         fill(&mut self.pools, &other.pools);
         fill(&mut self.volumes, &other.volumes);
+        fill(&mut self.snapshots, &other.snapshots);
         fill(&mut self.attachments, &other.attachments);
     }
 
@@ -305,9 +359,11 @@ impl AssignmentSet {
             match change {
                 Change::Put(Assigned::Pool(pool)) => refused.extend(take(&mut self.pools, pool)),
                 Change::Put(Assigned::Volume(volume)) => refused.extend(take(&mut self.volumes, volume)),
+                Change::Put(Assigned::Snapshot(snapshot)) => refused.extend(take(&mut self.snapshots, snapshot)),
                 Change::Put(Assigned::Attachment(held)) => refused.extend(take(&mut self.attachments, held)),
                 Change::Drop(AssignedId::Pool(id)) => drop(self.pools.remove(&id)),
                 Change::Drop(AssignedId::Volume(id)) => drop(self.volumes.remove(&id)),
+                Change::Drop(AssignedId::Snapshot(id)) => drop(self.snapshots.remove(&id)),
                 Change::Drop(AssignedId::Attachment(id)) => drop(self.attachments.remove(&id)),
             }
         }
@@ -319,6 +375,7 @@ impl AssignmentSet {
         let made = match id {
             AssignedId::Pool(id) => self.pools.get_mut(&id).and_then(Assignment::made),
             AssignedId::Volume(id) => self.volumes.get_mut(&id).and_then(Assignment::made),
+            AssignedId::Snapshot(id) => self.snapshots.get_mut(&id).and_then(Assignment::made),
             AssignedId::Attachment(id) => self.attachments.get_mut(&id).and_then(Assignment::made),
         };
         made.is_some_and(|made| !std::mem::replace(made, true))
@@ -328,6 +385,7 @@ impl AssignmentSet {
         match id {
             AssignedId::Pool(id) => self.pools.contains_key(&id),
             AssignedId::Volume(id) => self.volumes.contains_key(&id),
+            AssignedId::Snapshot(id) => self.snapshots.contains_key(&id),
             AssignedId::Attachment(id) => self.attachments.contains_key(&id),
         }
     }
@@ -350,6 +408,8 @@ mod tests {
             generation: Generation::new(generation),
             pool: PoolId::from_bytes([2; 16]),
             size: ByteSize::mib(size),
+            source: None,
+            revert: None,
             made: false,
             removed: false,
         }

@@ -73,6 +73,10 @@ identity!(
     ClusterId, "cluster"
 );
 identity!(
+    /// One point-in-time copy of a volume.
+    SnapshotId, "snapshot"
+);
+identity!(
     /// One member, across restarts and changes of address.
     ServiceId, "service"
 );

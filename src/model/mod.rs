@@ -19,13 +19,15 @@ mod pool;
 mod report;
 mod service;
 mod size;
+mod snapshot;
+mod source;
 mod time;
 mod token;
 mod volume;
 
 pub use assignment::{
     Assigned, AssignedId, Assignment, AssignmentSet, AttachmentAssignment, Change, Changes, PoolAssignment,
-    VolumeAssignment,
+    SnapshotAssignment, VolumeAssignment,
 };
 pub use attachment::{Attachment, AttachmentSpec, AttachmentStatus};
 pub use certificate::{CertificateRecord, Trust};
@@ -33,7 +35,8 @@ pub use client::{Client, ClientRole, ClientSpec, ClientStatus};
 pub use cluster::{Cluster, ClusterSpec};
 pub use event::{Author, EVENTS_KEPT, Event};
 pub use id::{
-    AttachmentId, ClientId, ClusterId, EventId, ParseIdError, PoolId, ServiceId, SessionId, TokenId, VolumeId,
+    AttachmentId, ClientId, ClusterId, EventId, ParseIdError, PoolId, ServiceId, SessionId, SnapshotId, TokenId,
+    VolumeId,
 };
 pub use identity::{Identity, Membership};
 pub use meta::{Generation, Meta};
@@ -41,11 +44,13 @@ pub use name::{Name, NameError};
 pub use object::{Kind, Object, UnknownKind};
 pub use pool::{Driver, Pool, PoolSpec, PoolStatus};
 pub use report::{
-    AttachmentReport, Inventory, InventoryPool, InventoryVolume, Observed, PoolCapacity, PoolReport, Report,
-    ServedVolume, VolumeReport,
+    AttachmentReport, Inventory, InventoryPool, InventorySnapshot, InventoryVolume, Observed, PoolCapacity, PoolReport,
+    Report, ServedVolume, SnapshotReport, TakenSnapshot, VolumeReport,
 };
 pub use service::{Addresses, Service, ServiceSpec, ServiceState, ServiceStatus, ServiceType, Session};
 pub use size::{ByteSize, SizeError};
+pub use snapshot::{Snapshot, SnapshotMember, SnapshotSpec, SnapshotStatus};
+pub use source::{Revert, Source};
 pub use time::{ParseTimestampError, Timestamp};
 pub use token::{Token, TokenSpec, TokenStatus};
 pub use volume::{Export, Protocol, Replica, SECTOR, Volume, VolumeSpec, VolumeStatus};

@@ -1,6 +1,6 @@
 //! Any object, for the places that treat all kinds alike: lists, lookups, watches, output.
 
-use super::{Attachment, Client, Phase, Pool, Service, ServiceState, Timestamp, Token, Volume};
+use super::{Attachment, Client, Phase, Pool, Service, ServiceState, Snapshot, Timestamp, Token, Volume};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -10,6 +10,7 @@ pub enum Kind {
     Service,
     Pool,
     Volume,
+    Snapshot,
     Attachment,
     Client,
     Token,
@@ -17,17 +18,19 @@ pub enum Kind {
 
 /// The text names no kind of object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a kind of object: it is service, pool, volume, attachment, client or token")]
+#[error("'{0}' is not a kind of object: it is service, pool, volume, snapshot, attachment, client or token")]
 pub struct UnknownKind(String);
 
 impl Kind {
-    pub const ALL: [Kind; 6] = [Kind::Service, Kind::Pool, Kind::Volume, Kind::Attachment, Kind::Client, Kind::Token];
+    pub const ALL: [Kind; 7] =
+        [Kind::Service, Kind::Pool, Kind::Volume, Kind::Snapshot, Kind::Attachment, Kind::Client, Kind::Token];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Service => "service",
             Kind::Pool => "pool",
             Kind::Volume => "volume",
+            Kind::Snapshot => "snapshot",
             Kind::Attachment => "attachment",
             Kind::Client => "client",
             Kind::Token => "token",
@@ -58,6 +61,7 @@ pub enum Object {
     Service(Service),
     Pool(Pool),
     Volume(Volume),
+    Snapshot(Snapshot),
     Attachment(Attachment),
     Client(Client),
     Token(Token),
@@ -70,6 +74,7 @@ macro_rules! meta {
             Object::Service(Service { meta: $meta, .. }) => $value,
             Object::Pool(Pool { meta: $meta, .. }) => $value,
             Object::Volume(Volume { meta: $meta, .. }) => $value,
+            Object::Snapshot(Snapshot { meta: $meta, .. }) => $value,
             Object::Attachment(Attachment { meta: $meta, .. }) => $value,
             Object::Client(Client { meta: $meta, .. }) => $value,
             Object::Token(Token { meta: $meta, .. }) => $value,
@@ -83,6 +88,7 @@ impl Object {
             Object::Service(_) => Kind::Service,
             Object::Pool(_) => Kind::Pool,
             Object::Volume(_) => Kind::Volume,
+            Object::Snapshot(_) => Kind::Snapshot,
             Object::Attachment(_) => Kind::Attachment,
             Object::Client(_) => Kind::Client,
             Object::Token(_) => Kind::Token,
@@ -124,6 +130,7 @@ impl Object {
             },
             Object::Pool(pool) => (pool.status.phase, pool.status.message.as_deref()),
             Object::Volume(volume) => (volume.status.phase, volume.status.message.as_deref()),
+            Object::Snapshot(snapshot) => (snapshot.status.phase, snapshot.status.message.as_deref()),
             Object::Attachment(attachment) => (attachment.status.phase, attachment.status.message.as_deref()),
             Object::Client(_) | Object::Token(_) if self.is_removed() => (Phase::Removing, None),
             Object::Client(_) | Object::Token(_) => (Phase::Ready, None),
@@ -137,6 +144,7 @@ impl Object {
             Object::Attachment(held) => held.status.observed_generation == held.meta.generation,
             Object::Pool(pool) => pool.status.observed_generation == pool.meta.generation,
             Object::Volume(volume) => volume.status.observed_generation == volume.meta.generation,
+            Object::Snapshot(snapshot) => snapshot.status.observed_generation == snapshot.meta.generation,
         }
     }
 }

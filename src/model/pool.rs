@@ -57,6 +57,9 @@ pub struct PoolStatus {
     /// What its volumes occupy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<ByteSize>,
+    /// Whether snapshots and copies can be made in it. Absent until it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies: Option<bool>,
     /// What its volumes were promised: the sum of their sizes, changed in the transaction that places or removes one.
     pub reserved: ByteSize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,6 +73,7 @@ impl Pool {
             observed_generation: Generation::default(),
             capacity: None,
             used: None,
+            copies: None,
             reserved: ByteSize::ZERO,
             message: None,
         };

@@ -1,7 +1,8 @@
 //! What a block service says of its own devices.
 
 use super::{
-    AssignedId, Attachment, AttachmentId, ByteSize, Export, Generation, Phase, Pool, PoolId, Volume, VolumeId,
+    AssignedId, Attachment, AttachmentId, ByteSize, Export, Generation, Phase, Pool, PoolId, Snapshot, SnapshotId,
+    Timestamp, Volume, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,7 @@ pub enum Observed<T> {
 pub enum Report {
     Pool(PoolReport),
     Volume(VolumeReport),
+    Snapshot(SnapshotReport),
     Attachment(AttachmentReport),
 }
 
@@ -27,6 +29,7 @@ impl Report {
         match self {
             Report::Pool(report) => AssignedId::Pool(report.id),
             Report::Volume(report) => AssignedId::Volume(report.id),
+            Report::Snapshot(report) => AssignedId::Snapshot(report.id),
             Report::Attachment(report) => AssignedId::Attachment(report.id),
         }
     }
@@ -36,6 +39,7 @@ impl Report {
         match self {
             Report::Pool(report) => report.failure.as_deref(),
             Report::Volume(report) => report.failure.as_deref(),
+            Report::Snapshot(report) => report.failure.as_deref(),
             Report::Attachment(report) => report.failure.as_deref(),
         }
     }
@@ -55,6 +59,9 @@ pub struct PoolReport {
 pub struct PoolCapacity {
     pub capacity: ByteSize,
     pub used: ByteSize,
+    /// Whether volumes can be copied without their bytes being copied: else there are no snapshots and no copies.
+    #[serde(default)]
+    pub copies: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +81,23 @@ pub struct ServedVolume {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotReport {
+    pub id: SnapshotId,
+    pub generation: Generation,
+    pub snapshot: Observed<TakenSnapshot>,
+    /// Why the assignment could not be fulfilled.
+    pub failure: Option<String>,
+}
+
+/// A snapshot that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenSnapshot {
+    pub size: ByteSize,
+    /// By the block service's clock.
+    pub at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachmentReport {
     pub id: AttachmentId,
     pub generation: Generation,
@@ -88,6 +112,8 @@ pub struct AttachmentReport {
 pub struct Inventory {
     pub pools: Vec<InventoryPool>,
     pub volumes: Vec<InventoryVolume>,
+    #[serde(default)]
+    pub snapshots: Vec<InventorySnapshot>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +134,18 @@ pub struct InventoryVolume {
     /// Whether clients can reach it now.
     pub exported: bool,
     /// Why what describes the volume cannot be trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InventorySnapshot {
+    pub id: SnapshotId,
+    pub pool: PoolId,
+    pub volume: VolumeId,
+    pub name: String,
+    pub size: ByteSize,
+    /// Why what describes the snapshot cannot be trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
 }
@@ -135,6 +173,7 @@ impl Pool {
         if let Observed::Known(known) = report.capacity {
             status.capacity = Some(known.capacity);
             status.used = Some(known.used);
+            status.copies = Some(known.copies);
         }
         let current = report.generation == self.meta.generation;
         status.phase = phase(self.meta.is_removed(), current, status.capacity.is_some(), report.failure.is_some());
@@ -174,6 +213,32 @@ impl Volume {
     /// Whether `report` says that a volume with a tombstone is gone from its host.
     pub fn is_let_go_by(&self, report: &VolumeReport) -> bool {
         self.meta.is_removed() && report.generation == self.meta.generation && report.volume == Observed::Absent
+    }
+}
+
+impl Snapshot {
+    /// Takes a report over into the status, as [`Pool::observe`] does.
+    pub fn observe(&mut self, report: &SnapshotReport) -> bool {
+        if report.generation < self.status.observed_generation || report.generation > self.meta.generation {
+            return false;
+        }
+        let before = self.status.clone();
+        let status = &mut self.status;
+        status.observed_generation = report.generation;
+        status.message = report.failure.clone();
+        if let Observed::Known(taken) = &report.snapshot {
+            status.size = Some(taken.size);
+            status.taken_at = Some(taken.at);
+        }
+        let current = report.generation == self.meta.generation;
+        let known = matches!(report.snapshot, Observed::Known(_));
+        status.phase = phase(self.meta.is_removed(), current, known, report.failure.is_some());
+        *status != before
+    }
+
+    /// Whether `report` says that a snapshot with a tombstone is gone from its host.
+    pub fn is_let_go_by(&self, report: &SnapshotReport) -> bool {
+        self.meta.is_removed() && report.generation == self.meta.generation && report.snapshot == Observed::Absent
     }
 }
 

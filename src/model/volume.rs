@@ -1,6 +1,6 @@
 //! Volumes: named, sized block devices in pools.
 
-use super::{ByteSize, Generation, Meta, Phase, PoolId, ServiceId, Timestamp, VolumeId};
+use super::{ByteSize, Generation, Meta, Phase, PoolId, Revert, ServiceId, Source, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -21,6 +21,12 @@ pub struct VolumeSpec {
     /// The pool the user named; absent: the placer chose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolId>,
+    /// Absent: it began as zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// The last time that it was put back to a snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revert: Option<Revert>,
 }
 
 /// `placement` is the placer's word, the rest the block service's.

@@ -9,13 +9,15 @@
 //! ```
 //!
 //! Who may use a volume is settled before the volume is served for the first time: after a reboot nobody slips in
-//! beside a client that is to be alone. See `doors` for the rules.
+//! beside a client that is to be alone. See `doors` for the rules, and `lineage` for those of snapshots and copies.
 
 mod doors;
+mod lineage;
 
-use crate::model::{Assigned, AssignedId, Assignment, AssignmentSet, PoolId, VolumeAssignment};
+use crate::model::{Assigned, AssignedId, Assignment, AssignmentSet, PoolId};
 use doors::Doors;
-use std::collections::BTreeMap;
+use lineage::Lineage;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// One thing to do on this host. Each is idempotent.
@@ -64,7 +66,7 @@ impl Task {
 
     /// Whether bytes are lost by it.
     pub fn destroys(&self) -> bool {
-        matches!(self, Task::Remove(Assigned::Pool(_) | Assigned::Volume(_)))
+        matches!(self, Task::Remove(Assigned::Pool(_) | Assigned::Volume(_) | Assigned::Snapshot(_)))
     }
 }
 
@@ -113,6 +115,7 @@ impl World {
     /// The tasks to start now.
     pub fn plan(&self, assigned: &AssignmentSet, now: Instant) -> Vec<Task> {
         let doors = Doors::survey(self, assigned);
+        let lineage = Lineage::survey(self, assigned);
         let unassigned = self.held.iter().filter(|(id, _)| !assigned.contains(**id));
         let drops = unassigned.filter_map(|(_, progress)| match (progress, progress.object()) {
             (Progress::Running { .. }, _) => None,
@@ -129,8 +132,16 @@ impl World {
             tasks.extend(self.task_for(pool, now).filter(|_| releasable()));
         }
         for volume in assigned.volumes.values() {
-            let ready = || self.is_open(volume.pool) && (volume.removed || doors.are_settled(volume));
+            let settled = || volume.removed || doors.are_settled(volume);
+            let ready = || self.is_open(volume.pool) && settled() && lineage.admits_volume(volume);
             tasks.extend(self.task_for(volume, now).filter(|_| ready()));
+        }
+        // Of those that are started here and now, a volume's own task comes first.
+        let begun: BTreeSet<AssignedId> = tasks.iter().map(|task| task.object().id()).collect();
+        for snapshot in assigned.snapshots.values().filter(|snapshot| self.is_open(snapshot.pool)) {
+            let free = !begun.contains(&snapshot.volume.into());
+            let admitted = lineage.admit_snapshot(snapshot).filter(|_| free || snapshot.made);
+            tasks.extend(admitted.and_then(|snapshot| self.task_for(&snapshot, now)));
         }
         tasks
     }
@@ -174,15 +185,18 @@ impl World {
         matches!(self.held.get(&pool.into()), Some(Progress::Done(pool)) if !pool.is_removed())
     }
 
-    /// No volume of the pool is assigned, served, or being worked on.
+    /// Nothing in the pool is assigned, served, or being worked on.
     fn is_vacant(&self, pool: PoolId, assigned: &AssignmentSet) -> bool {
-        let inside = |volume: &VolumeAssignment| volume.pool == pool;
-        let wanted = assigned.volumes.values().any(inside);
-        let held = self.held.values().any(|progress| match progress.object() {
-            Assigned::Volume(volume) if inside(volume) => {
-                progress.is_running() || !volume.removed || matches!(progress, Progress::Failed { .. })
-            }
-            _ => false,
+        let wanted = assigned.volumes.values().any(|volume| volume.pool == pool)
+            || assigned.snapshots.values().any(|snapshot| snapshot.pool == pool);
+        let held = self.held.values().any(|progress| {
+            let inside = match progress.object() {
+                Assigned::Volume(volume) => volume.pool == pool,
+                Assigned::Snapshot(snapshot) => snapshot.pool == pool,
+                Assigned::Pool(_) | Assigned::Attachment(_) => false,
+            };
+            let gone = matches!(progress, Progress::Done(object) if object.is_removed());
+            inside && !gone
         });
         !wanted && !held
     }

@@ -1,10 +1,12 @@
 use super::*;
 use crate::model::{
-    AttachmentAssignment, AttachmentId, ByteSize, ClientId, Driver, Generation, PoolAssignment, VolumeId,
+    AttachmentAssignment, AttachmentId, ByteSize, ClientId, Driver, Generation, PoolAssignment, VolumeAssignment,
+    VolumeId,
 };
 use proptest::prelude::*;
 
 mod doors;
+mod lineage;
 
 fn pool(removed: bool) -> PoolAssignment {
     PoolAssignment {
@@ -24,6 +26,8 @@ fn volume(id: u8, generation: u64, removed: bool) -> VolumeAssignment {
         generation: Generation::new(generation),
         pool: PoolId::from_bytes([1; 16]),
         size: ByteSize::mib(1),
+        source: None,
+        revert: None,
         made: false,
         removed,
     }

@@ -44,6 +44,8 @@ impl From<&VolumeAssignment> for proto::VolumeAssignment {
             size: volume.size.as_u64(),
             made: volume.made,
             removed: volume.removed,
+            source: volume.source.map(Into::into),
+            revert: volume.revert.map(Into::into),
         }
     }
 }
@@ -62,6 +64,8 @@ impl TryFrom<proto::VolumeAssignment> for VolumeAssignment {
             generation: Generation::new(volume.generation),
             pool: volume.pool.parse()?,
             size,
+            source: volume.source.map(TryInto::try_into).transpose()?,
+            revert: volume.revert.map(TryInto::try_into).transpose()?,
             made: volume.made,
             removed: volume.removed,
         })
@@ -109,6 +113,7 @@ pub(super) fn complete(set: &AssignmentSet, partial: bool, results_in: Step) -> 
         results_in: results_in.0,
         pools: set.pools.values().map(Into::into).collect(),
         volumes: set.volumes.values().map(Into::into).collect(),
+        snapshots: set.snapshots.values().map(Into::into).collect(),
         attachments: set.attachments.values().map(Into::into).collect(),
         ..Default::default()
     }
@@ -125,9 +130,11 @@ pub(super) fn incremental(changes: &Changes, applies_to: Step, results_in: Step)
         match change {
             Change::Put(Assigned::Pool(pool)) => message.pools.push(pool.into()),
             Change::Put(Assigned::Volume(volume)) => message.volumes.push(volume.into()),
+            Change::Put(Assigned::Snapshot(snapshot)) => message.snapshots.push(snapshot.into()),
             Change::Put(Assigned::Attachment(attachment)) => message.attachments.push(attachment.into()),
             Change::Drop(AssignedId::Pool(id)) => message.dropped_pools.push(id.to_string()),
             Change::Drop(AssignedId::Volume(id)) => message.dropped_volumes.push(id.to_string()),
+            Change::Drop(AssignedId::Snapshot(id)) => message.dropped_snapshots.push(id.to_string()),
             Change::Drop(AssignedId::Attachment(id)) => message.dropped_attachments.push(id.to_string()),
         }
     }
@@ -156,6 +163,7 @@ impl TryFrom<proto::Assignments> for Downward {
         let results_in = Step(message.results_in);
         let pools: Vec<PoolAssignment> = each(message.pools)?;
         let volumes: Vec<VolumeAssignment> = each(message.volumes)?;
+        let snapshots: Vec<SnapshotAssignment> = each(message.snapshots)?;
         let attachments: Vec<AttachmentAssignment> = each(message.attachments)?;
         match Type::try_from(message.r#type)? {
             Type::Unspecified => Err(Malformed::missing("the type of assignments")),
@@ -163,6 +171,7 @@ impl TryFrom<proto::Assignments> for Downward {
                 let set = AssignmentSet {
                     pools: pools.into_iter().map(|pool| (pool.id, pool)).collect(),
                     volumes: volumes.into_iter().map(|volume| (volume.id, volume)).collect(),
+                    snapshots: snapshots.into_iter().map(|snapshot| (snapshot.id, snapshot)).collect(),
                     attachments: attachments.into_iter().map(|attachment| (attachment.id, attachment)).collect(),
                 };
                 Ok(Downward::Complete { set, partial: message.partial, results_in })
@@ -170,8 +179,10 @@ impl TryFrom<proto::Assignments> for Downward {
             Type::Incremental => {
                 let mut changes: Changes = pools.into_iter().map(put).collect();
                 changes.extend(volumes.into_iter().map(put));
+                changes.extend(snapshots.into_iter().map(put));
                 changes.extend(attachments.into_iter().map(put));
                 changes.extend(dropped::<AttachmentId>(&message.dropped_attachments)?);
+                changes.extend(dropped::<SnapshotId>(&message.dropped_snapshots)?);
                 changes.extend(dropped::<VolumeId>(&message.dropped_volumes)?);
                 changes.extend(dropped::<PoolId>(&message.dropped_pools)?);
                 Ok(Downward::Incremental { changes, applies_to: Step(message.applies_to), results_in })

@@ -47,6 +47,7 @@ impl From<Upward> for proto::ServiceMessage {
                     match report {
                         Report::Pool(pool) => message.pools.push(pool.into()),
                         Report::Volume(volume) => message.volumes.push(volume.into()),
+                        Report::Snapshot(snapshot) => message.snapshots.push(snapshot.into()),
                         Report::Attachment(attachment) => message.attachments.push(attachment.into()),
                     }
                 }
@@ -72,11 +73,13 @@ impl TryFrom<proto::ServiceMessage> for Upward {
                 version: bounded(hello.version, 64, "a version")?,
             }),
             Up::Heartbeat(proto::Heartbeat {}) => Upward::Heartbeat,
-            Up::Reports(proto::Reports { sequence, pools, volumes, attachments }) => {
+            Up::Reports(proto::Reports { sequence, pools, volumes, attachments, snapshots }) => {
                 let pools = pools.into_iter().map(|pool| Ok(Report::Pool(pool.try_into()?)));
                 let volumes = volumes.into_iter().map(|volume| Ok(Report::Volume(volume.try_into()?)));
                 let attachments = attachments.into_iter().map(|held| Ok(Report::Attachment(held.try_into()?)));
-                let reports = pools.chain(volumes).chain(attachments).collect::<Result<_, Malformed>>()?;
+                let snapshots = snapshots.into_iter().map(|snapshot| Ok(Report::Snapshot(snapshot.try_into()?)));
+                let reports =
+                    pools.chain(volumes).chain(snapshots).chain(attachments).collect::<Result<_, Malformed>>()?;
                 Upward::Reports { sequence, reports }
             }
             Up::Inventory(answer) => Upward::Inventory { nonce: answer.nonce, inventory: answer.try_into()? },
@@ -257,7 +260,7 @@ mod tests {
         vec![
             Upward::Heartbeat,
             Upward::Reports { sequence: 7, reports },
-            Upward::Inventory { nonce: 1, inventory: Inventory { pools: vec![], volumes: vec![found] } },
+            Upward::Inventory { nonce: 1, inventory: Inventory { volumes: vec![found], ..Inventory::default() } },
             Upward::Goodbye,
         ]
     }

@@ -18,6 +18,7 @@ mod objects;
 mod reports;
 mod seats;
 mod sentences;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 

@@ -50,7 +50,7 @@ macro_rules! enumeration {
 enumeration!(ServiceType { Manager, Block });
 enumeration!(ServiceState { Joined, Ready, Down, Removed });
 enumeration!(Phase { Pending, Ready, Failed, Removing });
-enumeration!(Kind { Service, Pool, Volume, Attachment, Client, Token });
+enumeration!(Kind { Service, Pool, Volume, Snapshot, Attachment, Client, Token });
 enumeration!(ClientRole { Admin, Viewer, Data });
 enumeration!(Protocol { Nbd, NbdTls, NbdUnix });
 
@@ -218,6 +218,7 @@ impl From<&Pool> for proto::Pool {
                 capacity: status.capacity.map(ByteSize::as_u64),
                 used: status.used.map(ByteSize::as_u64),
                 reserved: status.reserved.as_u64(),
+                copies: status.copies,
                 message: status.message.clone(),
             }),
         }
@@ -242,6 +243,7 @@ impl TryFrom<proto::Pool> for Pool {
                 capacity: status.capacity.map(ByteSize::bytes),
                 used: status.used.map(ByteSize::bytes),
                 reserved: ByteSize::bytes(status.reserved),
+                copies: status.copies,
                 message: status.message,
             },
         })
@@ -265,20 +267,35 @@ impl TryFrom<proto::Export> for Export {
     }
 }
 
+impl From<&Replica> for proto::Replica {
+    fn from(replica: &Replica) -> Self {
+        Self { pool: replica.pool.to_string(), service: replica.service.to_string() }
+    }
+}
+
+impl TryFrom<proto::Replica> for Replica {
+    type Error = Malformed;
+
+    fn try_from(replica: proto::Replica) -> Result<Self, Malformed> {
+        Ok(Self { pool: replica.pool.parse()?, service: replica.service.parse()? })
+    }
+}
+
 impl From<&Volume> for proto::Volume {
     fn from(volume: &Volume) -> Self {
         let status = &volume.status;
-        let replica = |r: &Replica| proto::Replica { pool: r.pool.to_string(), service: r.service.to_string() };
         Self {
             meta: Some((&volume.meta).into()),
             spec: Some(proto::VolumeSpec {
                 size: volume.spec.size.as_u64(),
                 pool: volume.spec.pool.map(|id| id.to_string()),
+                source: volume.spec.source.map(Into::into),
+                revert: volume.spec.revert.map(Into::into),
             }),
             status: Some(proto::VolumeStatus {
                 phase: number::<proto::Phase>(status.phase),
                 observed_generation: status.observed_generation.as_u64(),
-                placement: status.placement.iter().map(replica).collect(),
+                placement: status.placement.iter().map(Into::into).collect(),
                 size: status.size.map(ByteSize::as_u64),
                 exports: status.exports.iter().map(Into::into).collect(),
                 message: status.message.clone(),
@@ -293,16 +310,18 @@ impl TryFrom<proto::Volume> for Volume {
     fn try_from(volume: proto::Volume) -> Result<Self, Malformed> {
         let spec = required(volume.spec, "a volume's spec")?;
         let status = required(volume.status, "a volume's status")?;
-        let replica = |r: proto::Replica| -> Result<Replica, Malformed> {
-            Ok(Replica { pool: r.pool.parse()?, service: r.service.parse()? })
-        };
         Ok(Self {
             meta: required(volume.meta, "a volume's meta")?.try_into()?,
-            spec: VolumeSpec { size: ByteSize::bytes(spec.size), pool: spec.pool.map(|id| id.parse()).transpose()? },
+            spec: VolumeSpec {
+                size: ByteSize::bytes(spec.size),
+                pool: spec.pool.map(|id| id.parse()).transpose()?,
+                source: spec.source.map(TryInto::try_into).transpose()?,
+                revert: spec.revert.map(TryInto::try_into).transpose()?,
+            },
             status: VolumeStatus {
                 phase: enumerated::<proto::Phase, _>(status.phase)?,
                 observed_generation: Generation::new(status.observed_generation),
-                placement: status.placement.into_iter().map(replica).collect::<Result<_, _>>()?,
+                placement: status.placement.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
                 size: status.size.map(ByteSize::bytes),
                 exports: status.exports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
                 message: status.message,
@@ -317,6 +336,7 @@ impl From<&Object> for proto::Object {
             Object::Service(service) => proto::object::Object::Service(service.into()),
             Object::Pool(pool) => proto::object::Object::Pool(pool.into()),
             Object::Volume(volume) => proto::object::Object::Volume(volume.into()),
+            Object::Snapshot(snapshot) => proto::object::Object::Snapshot(snapshot.into()),
             Object::Attachment(attachment) => proto::object::Object::Attachment(attachment.into()),
             Object::Client(client) => proto::object::Object::Client(client.into()),
             Object::Token(token) => proto::object::Object::Token(token.into()),
@@ -333,6 +353,7 @@ impl TryFrom<proto::Object> for Object {
             proto::object::Object::Service(service) => Object::Service(service.try_into()?),
             proto::object::Object::Pool(pool) => Object::Pool(pool.try_into()?),
             proto::object::Object::Volume(volume) => Object::Volume(volume.try_into()?),
+            proto::object::Object::Snapshot(snapshot) => Object::Snapshot(snapshot.try_into()?),
             proto::object::Object::Attachment(attachment) => Object::Attachment(attachment.try_into()?),
             proto::object::Object::Client(client) => Object::Client(client.try_into()?),
             proto::object::Object::Token(token) => Object::Token(token.try_into()?),
@@ -366,7 +387,7 @@ mod tests {
         let now = Timestamp::from_millis(1_700_000_000_000);
         let (pool, service) = (PoolId::from_bytes([1; 16]), ServiceId::from_bytes([2; 16]));
         let meta = Meta::new(VolumeId::from_bytes([3; 16]), "v".parse().unwrap(), now);
-        let spec = VolumeSpec { size: ByteSize::mib(8), pool: Some(pool) };
+        let spec = VolumeSpec { size: ByteSize::mib(8), pool: Some(pool), source: None, revert: None };
         let mut volume = Volume::new(meta, spec, vec![Replica { pool, service }]);
         volume.status.exports.push(Export { protocol: Protocol::Nbd, uri: "nbd://127.0.0.1/v".into() });
         volume.bury(now);

@@ -30,9 +30,9 @@ fn observed<T>(observation: i32, known: impl FnOnce() -> Result<T, Malformed>) -
 
 impl From<&PoolReport> for proto::PoolReport {
     fn from(report: &PoolReport) -> Self {
-        let (capacity, used) = match &report.capacity {
-            Observed::Known(known) => (known.capacity.as_u64(), known.used.as_u64()),
-            Observed::Unknown | Observed::Absent => (0, 0),
+        let (capacity, used, copies) = match &report.capacity {
+            Observed::Known(known) => (known.capacity.as_u64(), known.used.as_u64(), known.copies),
+            Observed::Unknown | Observed::Absent => (0, 0, false),
         };
         Self {
             id: report.id.to_string(),
@@ -40,6 +40,7 @@ impl From<&PoolReport> for proto::PoolReport {
             observation: observation(&report.capacity),
             capacity,
             used,
+            copies,
             failure: report.failure.clone(),
         }
     }
@@ -49,8 +50,8 @@ impl TryFrom<proto::PoolReport> for PoolReport {
     type Error = Malformed;
 
     fn try_from(report: proto::PoolReport) -> Result<Self, Malformed> {
-        let capacity =
-            || Ok(PoolCapacity { capacity: ByteSize::bytes(report.capacity), used: ByteSize::bytes(report.used) });
+        let (capacity, used) = (ByteSize::bytes(report.capacity), ByteSize::bytes(report.used));
+        let capacity = || Ok(PoolCapacity { capacity, used, copies: report.copies });
         Ok(Self {
             id: report.id.parse()?,
             generation: Generation::new(report.generation),
@@ -111,8 +112,17 @@ pub(super) fn inventory(nonce: u64, inventory: Inventory) -> proto::InventoryAns
         exported: volume.exported,
         damage: volume.damage,
     };
+    let snapshot = |snapshot: InventorySnapshot| proto::InventorySnapshot {
+        id: snapshot.id.to_string(),
+        pool: snapshot.pool.to_string(),
+        volume: snapshot.volume.to_string(),
+        name: snapshot.name,
+        size: snapshot.size.as_u64(),
+        damage: snapshot.damage,
+    };
     proto::InventoryAnswer {
         nonce,
+        snapshots: inventory.snapshots.into_iter().map(snapshot).collect(),
         pools: inventory.pools.into_iter().map(pool).collect(),
         volumes: inventory.volumes.into_iter().map(volume).collect(),
     }
@@ -136,9 +146,51 @@ impl TryFrom<proto::InventoryAnswer> for Inventory {
                 damage: volume.damage,
             })
         };
+        let snapshot = |snapshot: proto::InventorySnapshot| -> Result<InventorySnapshot, Malformed> {
+            Ok(InventorySnapshot {
+                id: snapshot.id.parse()?,
+                pool: snapshot.pool.parse()?,
+                volume: snapshot.volume.parse()?,
+                name: snapshot.name,
+                size: ByteSize::bytes(snapshot.size),
+                damage: snapshot.damage,
+            })
+        };
         Ok(Self {
+            snapshots: answer.snapshots.into_iter().map(snapshot).collect::<Result<_, _>>()?,
             pools: answer.pools.into_iter().map(pool).collect::<Result<_, _>>()?,
             volumes: answer.volumes.into_iter().map(volume).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<&SnapshotReport> for proto::SnapshotReport {
+    fn from(report: &SnapshotReport) -> Self {
+        let (size, taken_at) = match &report.snapshot {
+            Observed::Known(taken) => (taken.size.as_u64(), taken.at.as_millis()),
+            Observed::Unknown | Observed::Absent => (0, 0),
+        };
+        Self {
+            id: report.id.to_string(),
+            generation: report.generation.as_u64(),
+            observation: observation(&report.snapshot),
+            size,
+            taken_at,
+            failure: report.failure.clone(),
+        }
+    }
+}
+
+impl TryFrom<proto::SnapshotReport> for SnapshotReport {
+    type Error = Malformed;
+
+    fn try_from(report: proto::SnapshotReport) -> Result<Self, Malformed> {
+        let (size, at) = (ByteSize::bytes(report.size), Timestamp::from_millis(report.taken_at));
+        Ok(Self {
+            id: report.id.parse()?,
+            generation: Generation::new(report.generation),
+            snapshot: observed(report.observation, || Ok(TakenSnapshot { size, at }))?,
+            failure: report.failure.map(failure).transpose()?,
         })
     }
 }

@@ -5,10 +5,12 @@ mod clock;
 pub mod metrics;
 mod shutdown;
 pub mod telemetry;
+mod turns;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use shutdown::{Shutdown, termination};
+pub use turns::{Turn, Turns};
 
 /// What `--version` prints and services tell each other.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

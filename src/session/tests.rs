@@ -29,6 +29,8 @@ fn volume(id: u8, generation: u64) -> VolumeAssignment {
         generation: Generation::new(generation),
         pool: PoolId::from_bytes([9; 16]),
         size: ByteSize::mib(generation),
+        source: None,
+        revert: None,
         made: false,
         removed: false,
     }

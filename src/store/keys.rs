@@ -1,7 +1,9 @@
 //! The keys, all of them. Nobody else spells one.
 
 use super::StoreError;
-use crate::model::{AttachmentId, ClientId, ClusterId, EventId, Kind, Name, PoolId, ServiceId, TokenId, VolumeId};
+use crate::model::{
+    AttachmentId, ClientId, ClusterId, EventId, Kind, Name, PoolId, ServiceId, SnapshotId, TokenId, VolumeId,
+};
 use std::fmt;
 
 /// A key, or a prefix that ends in `/`, relative to the cluster's own prefix in the store.
@@ -36,6 +38,10 @@ impl Key {
 
     pub fn volume(id: VolumeId) -> Self {
         Self(format!("/volume/{id}").into())
+    }
+
+    pub fn snapshot(id: SnapshotId) -> Self {
+        Self(format!("/snapshot/{id}").into())
     }
 
     pub fn attachment(id: AttachmentId) -> Self {
@@ -107,6 +113,7 @@ pub enum Place {
     Session(ServiceId),
     Pool(PoolId),
     Volume(VolumeId),
+    Snapshot(SnapshotId),
     Attachment(AttachmentId),
     Client(ClientId),
     Token(TokenId),
@@ -132,6 +139,7 @@ impl Place {
             ("session", Some(id), None) => Self::Session(id.parse().ok()?),
             ("pool", Some(id), None) => Self::Pool(id.parse().ok()?),
             ("volume", Some(id), None) => Self::Volume(id.parse().ok()?),
+            ("snapshot", Some(id), None) => Self::Snapshot(id.parse().ok()?),
             ("attachment", Some(id), None) => Self::Attachment(id.parse().ok()?),
             ("client", Some(id), None) => Self::Client(id.parse().ok()?),
             ("token", Some(id), None) => Self::Token(id.parse().ok()?),
@@ -171,7 +179,8 @@ mod tests {
     #[test]
     fn every_key_is_read_back_as_what_it_stands_for() {
         let (service, pool, volume) = (ServiceId::generate(), PoolId::generate(), VolumeId::generate());
-        let (attachment, client, token) = (AttachmentId::generate(), ClientId::generate(), TokenId::generate());
+        let (snapshot, attachment) = (SnapshotId::generate(), AttachmentId::generate());
+        let (client, token) = (ClientId::generate(), TokenId::generate());
         let (event, cluster) = (EventId::generate(), ClusterId::generate());
         let name: Name = "db-01".parse().unwrap();
         for (key, place) in [
@@ -181,6 +190,7 @@ mod tests {
             (Key::session(service), Place::Session(service)),
             (Key::pool(pool), Place::Pool(pool)),
             (Key::volume(volume), Place::Volume(volume)),
+            (Key::snapshot(snapshot), Place::Snapshot(snapshot)),
             (Key::attachment(attachment), Place::Attachment(attachment)),
             (Key::client(client), Place::Client(client)),
             (Key::token(token), Place::Token(token)),

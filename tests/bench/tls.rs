@@ -27,7 +27,7 @@ struct Tally {
 /// Measures on a cluster that has a pool; its block service must have nothing else to do.
 pub async fn measure(binary: &Path, cloud: &Cloud, figures: &mut Figures) -> Result<()> {
     let mut control = cloud.control().await?;
-    let request = proto::CreateVolumeRequest { name: "bulk".into(), size: SIZE, pool: String::new() };
+    let request = proto::CreateVolumeRequest { name: "bulk".into(), size: SIZE, pool: String::new(), source: None };
     control.create_volume(request).await?;
     let object = Object::try_from(wait_ready(&mut control, proto::Kind::Volume, "bulk").await?)?;
     let Object::Volume(volume) = object else { bail!("the manager answered with something else") };

@@ -26,7 +26,8 @@ pub async fn first_volume(binary: &Path, figures: &mut Figures) -> Result<()> {
         let _process = Process::start(binary, &dir.path().join("log"), &args)?;
         let mut control = ControlClient::new(dial(&state.join("manager/control.sock")).await?);
         loop {
-            let request = proto::CreateVolumeRequest { name: "first".into(), size: SIZE, pool: String::new() };
+            let request =
+                proto::CreateVolumeRequest { name: "first".into(), size: SIZE, pool: String::new(), source: None };
             match control.create_volume(request).await {
                 Ok(_) => break,
                 // The role is still putting its parts together.
@@ -54,7 +55,7 @@ fn open(object: &proto::Object) -> Result<()> {
 }
 
 async fn create(control: &mut Control, name: String) -> Result<()> {
-    let request = proto::CreateVolumeRequest { name: name.clone(), size: SIZE, pool: String::new() };
+    let request = proto::CreateVolumeRequest { name: name.clone(), size: SIZE, pool: String::new(), source: None };
     control.create_volume(request).await?;
     wait_ready(control, proto::Kind::Volume, &name).await.map(drop)
 }
@@ -106,7 +107,7 @@ async fn rate(cloud: &Cloud, clients: usize, exported: bool) -> Result<f64> {
                 if exported {
                     create(&mut control, name).await?;
                 } else {
-                    let request = proto::CreateVolumeRequest { name, size: SIZE, pool: String::new() };
+                    let request = proto::CreateVolumeRequest { name, size: SIZE, pool: String::new(), source: None };
                     control.create_volume(request).await?;
                 }
                 done += 1;

@@ -10,19 +10,20 @@ use symphony::model::{ByteSize, ClusterId, Generation, PoolId, VolumeId};
 
 /// A pool of one driver that can be closed and opened again.
 pub struct Driver {
-    name: &'static str,
+    pub name: &'static str,
     /// Opens the pool as after a restart; the last handle must be gone. The argument is `made`.
-    open: Box<dyn Fn(bool) -> Arc<dyn Backend>>,
+    pub open: Box<dyn Fn(bool) -> Arc<dyn Backend>>,
     /// Takes a volume's bytes away behind the backend's back.
-    lose: Box<dyn Fn(VolumeId)>,
+    pub lose: Box<dyn Fn(VolumeId)>,
 }
 
 fn drivers() -> Vec<Driver> {
-    vec![file()]
+    vec![file_at(tempfile::tempdir().unwrap())]
 }
 
-fn file() -> Driver {
-    let scratch = Arc::new(tempfile::tempdir().unwrap());
+/// The `file` driver in a directory.
+pub fn file_at(scratch: tempfile::TempDir) -> Driver {
+    let scratch = Arc::new(scratch);
     let identity = identity();
     let kept = Arc::clone(&scratch);
     Driver {
@@ -46,6 +47,8 @@ pub fn layout(mib: u64) -> VolumeLayout {
         name: "db-01".parse().unwrap(),
         generation: Generation::FIRST,
         size: ByteSize::mib(mib),
+        source: None,
+        revert: None,
         made: false,
     }
 }

@@ -4,7 +4,11 @@
 //! at the entry of every system call of the verb and kills it at the n-th, for n from 1 until the verb comes to its
 //! end.
 
+mod snapshots;
+
 use crate::backend::{identity, layout, read, resized};
+use crate::snapshots::{at, snapshot_of};
+use crate::support::mounted::Mounted;
 use nix::libc;
 use nix::sys::ptrace;
 use nix::sys::signal::{self, Signal, raise};
@@ -14,8 +18,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use symphony::backend::file::FilePool;
-use symphony::backend::{Backend, Ensured, PoolIdentity, Removed, VolumeLayout};
-use symphony::model::{Generation, VolumeId};
+use symphony::backend::{Backend, Ensured, PoolIdentity, Removed, SnapshotLayout, VolumeLayout};
+use symphony::model::{Generation, Revert, Source, VolumeId};
 use tempfile::TempDir;
 
 /// Between these two the victim does nothing but its verb.
@@ -30,6 +34,7 @@ struct Stage {
     /// The volume that the verb is about, and one that it is not.
     subject: VolumeLayout,
     bystander: VolumeLayout,
+    snapshot: SnapshotLayout,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,17 +46,60 @@ enum Act {
     Grow,
     Remove,
     Release,
+    Stage,
+    Settle,
+    Copy,
+    PutBack,
 }
 
 impl Stage {
     fn bare() -> Self {
-        let keep = tempfile::tempdir().unwrap();
-        Self { keep, identity: identity(), subject: layout(2), bystander: layout(1) }
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    fn at(keep: TempDir) -> Self {
+        let snapshot = snapshot_of(VolumeId::generate());
+        Self { keep, identity: identity(), subject: layout(2), bystander: layout(1), snapshot }
     }
 
     /// A pool with the bystander in it, and the subject too if it is to be there before.
     fn with(subject: bool) -> Self {
-        let stage = Self::bare();
+        Self::bare().filled(subject)
+    }
+
+    /// Where blocks can be shared: with the subject, and with a snapshot of it, staged or settled.
+    fn with_snapshot(mounted: &Mounted, staged: bool, settled: bool) -> Self {
+        let mut stage = Self::at(tempfile::tempdir_in(mounted.path()).unwrap()).filled(true);
+        stage.snapshot.volume = stage.subject.id;
+        let pool = stage.open(true);
+        if staged {
+            pool.stage_snapshot(&stage.snapshot, at(1)).unwrap();
+        }
+        if settled {
+            pool.settle_snapshot(stage.snapshot.id).unwrap();
+            pool.open_volume(stage.subject.id).unwrap().write(b"changed!", 4096, true).unwrap();
+        }
+        drop(pool);
+        stage
+    }
+
+    /// What is made of the snapshot.
+    fn copy(&self) -> VolumeLayout {
+        let id = VolumeId::from_bytes(self.snapshot.id.to_bytes());
+        VolumeLayout { id, source: Some(Source::Snapshot(self.snapshot.id)), ..layout(2) }
+    }
+
+    fn put_back(&self) -> VolumeLayout {
+        let next = renamed(&self.subject);
+        VolumeLayout { revert: Some(Revert { to: self.snapshot.id, since: next.generation }), ..next }
+    }
+
+    fn snapshot_names(&self) -> usize {
+        fs::read_dir(self.path().join("snapshots")).map_or(0, |names| names.count())
+    }
+
+    fn filled(self, subject: bool) -> Self {
+        let stage = self;
         let pool = stage.open(false);
         for volume in [Some(&stage.bystander), subject.then_some(&stage.subject)].into_iter().flatten() {
             pool.ensure_volume(volume).unwrap();
@@ -92,6 +140,7 @@ impl Stage {
             .env("VICTIM_CLUSTER", text(&self.identity.cluster))
             .env("VICTIM_POOL_ID", text(&self.identity.pool))
             .env("VICTIM_VOLUME", text(&self.subject.id))
+            .env("VICTIM_SNAPSHOT", text(&self.snapshot.id))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -156,6 +205,8 @@ fn victim() {
         ..identity()
     };
     let subject = VolumeLayout { id: word("VICTIM_VOLUME").parse().unwrap(), ..layout(2) };
+    let snapshot = SnapshotLayout { id: word("VICTIM_SNAPSHOT").parse().unwrap(), ..snapshot_of(subject.id) };
+    let stage = Stage { subject: subject.clone(), snapshot: snapshot.clone(), ..Stage::bare() };
     let pool = (act != "MakePool").then(|| FilePool::ensure(&identity, &path, None, true).unwrap().0);
     let pool = pool.as_ref();
     if ptrace::traceme().is_err() {
@@ -168,6 +219,10 @@ fn victim() {
         "Rename" => drop(pool.unwrap().ensure_volume(&renamed(&subject)).unwrap()),
         "Grow" => drop(pool.unwrap().ensure_volume(&resized(&subject, 4)).unwrap()),
         "Remove" => drop(pool.unwrap().remove_volume(subject.id).unwrap()),
+        "Stage" => pool.unwrap().stage_snapshot(&snapshot, at(2)).unwrap(),
+        "Settle" => drop(pool.unwrap().settle_snapshot(snapshot.id).unwrap()),
+        "Copy" => drop(pool.unwrap().ensure_volume(&stage.copy()).unwrap()),
+        "PutBack" => drop(pool.unwrap().ensure_volume(&stage.put_back()).unwrap()),
         "Release" => drop(pool.unwrap().release().unwrap()),
         other => panic!("{other}"),
     }
@@ -340,7 +395,8 @@ fn syncs_come_in_the_order_that_power_cuts_call_for_and_there_are_no_more_than_n
         (Act::Create, false, &[Sync, Sync, Rename, Sync]),
         (Act::Grow, true, &[Sync, Sync, Rename, Sync]),
         (Act::Rename, true, &[Sync, Rename, Sync]),
-        (Act::Remove, true, &[Unlink, Unlink, Sync]),
+        // A copy that never took the image's place, the image, the sidecar.
+        (Act::Remove, true, &[Unlink, Unlink, Unlink, Sync]),
         (Act::Recheck, true, &[]),
     ];
     for (act, subject, order) in expected {

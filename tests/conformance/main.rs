@@ -5,6 +5,7 @@ mod file_pool;
 mod kill_points;
 mod nbd;
 mod nbd_tls;
+mod snapshots;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

@@ -26,6 +26,7 @@ mod removal;
 mod restarts;
 mod revocation;
 mod rotation;
+mod snapshots;
 mod stage;
 mod starting;
 mod store_outages;

@@ -1,5 +1,6 @@
 //! What tests of the whole program need around it.
 
 pub mod etcd;
+pub mod mounted;
 pub mod ports;
 pub mod process;

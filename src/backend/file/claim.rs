@@ -3,7 +3,7 @@
 //! The marker is the first thing written and the last removed; `volumes/` lies between. The lock is on the directory
 //! itself, so that it can be taken before the marker is there and outlives the marker's replacement.
 
-use super::layout::{LOST_AND_FOUND, MARKER, Marker, VOLUMES, part};
+use super::layout::{LOST_AND_FOUND, MARKER, Marker, SNAPSHOTS, VOLUMES, part, snapshot_of};
 use super::{FilePool, Settings};
 use crate::backend::{BackendError, Ensured, PoolIdentity, Removed};
 use crate::host::directory::{Directory, FileError};
@@ -14,7 +14,7 @@ use crate::model::ByteSize;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Component, Path};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 pub(super) fn ensure(
     identity: &PoolIdentity,
@@ -46,12 +46,27 @@ pub(super) fn ensure(
     };
     volumes.check_writable()?;
     volumes.sweep_staged(|name| part(name).is_some())?;
+    let snapshots = root.open_child(SNAPSHOTS)?;
+    if let Some(snapshots) = &snapshots {
+        snapshots.check_writable()?;
+        snapshots.sweep_staged(|name| snapshot_of(name).is_some())?;
+    }
     // A process that was killed may have left names that no sync has covered. Whatever is found from here on is
     // durable, so that finding things as they should be costs nothing later.
     root.sync()?;
     volumes.sync()?;
+    snapshots.map_or(Ok(()), |snapshots| snapshots.sync())?;
     let settings = Mutex::new(Settings { identity: identity.clone(), limit });
-    let pool = FilePool { _lock, root, volumes, settings, open: Mutex::new(HashMap::new()), turns: Default::default() };
+    let pool = FilePool {
+        _lock,
+        root,
+        volumes,
+        copies: OnceLock::new(),
+        settings,
+        open: Mutex::new(HashMap::new()),
+        turns: Default::default(),
+        snapshot_turns: Default::default(),
+    };
     Ok((pool, done))
 }
 
@@ -181,17 +196,19 @@ pub(super) fn release_at(identity: &PoolIdentity, path: &Path) -> Result<Removed
     }
 }
 
-/// Removes `volumes/` and the marker; everything else stays. The caller holds the lock.
+/// Removes `volumes/`, `snapshots/` and the marker; everything else stays. The caller holds the lock.
 pub(super) fn release(root: &Directory) -> Result<Removed, BackendError> {
-    if let Some(volumes) = root.open_child(VOLUMES)? {
-        volumes.sweep_staged(|name| part(name).is_some())?;
-        let mut held = volumes.names()?;
+    let is_ours = |name: &str| part(name).is_some() || snapshot_of(name).is_some();
+    for name in [SNAPSHOTS, VOLUMES] {
+        let Some(child) = root.open_child(name)? else { continue };
+        child.sweep_staged(is_ours)?;
+        let mut held = child.names()?;
         if !held.is_empty() {
             held.sort();
-            let reason = format!("{} still holds files ({})", volumes.path().display(), excerpt(&held));
+            let reason = format!("{} still holds files ({})", child.path().display(), excerpt(&held));
             return Err(BackendError::Refused(reason));
         }
-        root.remove_child(VOLUMES)?;
+        root.remove_child(name)?;
         // After a power cut there may be a marker without this directory, but never the directory without its marker.
         root.sync()?;
     }

@@ -1,7 +1,7 @@
 //! What is in the pool: room, and volumes, whole or damaged.
 
 use super::FilePool;
-use super::layout::{Part, part};
+use super::layout::{Part, part, snapshot_of};
 use super::volume::UNDESCRIBED;
 use crate::backend::BackendError;
 use crate::host::disk::capacity_of;
@@ -12,17 +12,20 @@ impl FilePool {
     /// One look at each image's inode; no file is opened.
     pub(super) fn capacity(&self) -> Result<PoolCapacity, BackendError> {
         let mut used = ByteSize::ZERO;
-        for name in self.volumes.names()? {
-            if matches!(part(&name), Some((_, Part::Image)))
+        let images = |name: &str| matches!(part(name), Some((_, Part::Image)));
+        let snapshots = |name: &str| snapshot_of(name).is_some();
+        let kept = self.snapshots()?;
+        let kept = kept.iter().map(|kept| (kept, &snapshots as &dyn Fn(&str) -> bool));
+        for (directory, counts) in kept.chain([(&self.volumes, &images as &dyn Fn(&str) -> bool)]) {
+            for name in directory.names()?.into_iter().filter(|name| counts(name)) {
                 // Gone since it was listed: removed.
-                && let Some(facts) = self.volumes.facts(&name)?
-            {
+                let Some(facts) = directory.facts(&name)? else { continue };
                 used = used.saturating_add(facts.allocated);
             }
         }
         let room = capacity_of(&self.volumes)?.available.saturating_add(used);
         let capacity = self.settings().limit.map_or(room, |limit| limit.min(room));
-        Ok(PoolCapacity { capacity, used })
+        Ok(PoolCapacity { capacity, used, copies: self.can_copy() })
     }
 
     pub(super) fn inventory(&self) -> Result<Vec<InventoryVolume>, BackendError> {
@@ -54,6 +57,8 @@ impl FilePool {
                 seen = InventoryVolume { name: held.name.into(), size: held.size, generation: held.generation, ..seen };
                 match length {
                     Ok(Some(length)) => self.check_length(id, held.size, length).err(),
+                    // A copy that is to take its place is there.
+                    Ok(None) if held.swap => None,
                     Ok(None) => Some(self.lost(id)),
                     Err(error) => Some(error),
                 }

@@ -4,6 +4,7 @@
 //!   <directory>/symphony-pool.json          whose pool it is; there from the first step to the last
 //!   <directory>/volumes/<volume id>.img     the bytes; holes where nothing was written
 //!   <directory>/volumes/<volume id>.json    the sidecar: what the bytes are; its appearance makes the volume exist
+//!   <directory>/snapshots/<snapshot id>.*   images that nothing changes, and what they are, likewise
 //! ```
 //!
 //! A volume's image is durable before its sidecar appears, and only a volume with a sidecar is ever opened. So an image
@@ -17,21 +18,24 @@
 //! in one another by way of bind mounts are not told apart; the same directory reached twice is.
 
 mod claim;
+mod copy;
 mod inventory;
 mod layout;
-mod turns;
+mod snapshot;
 mod volume;
 
-use super::{Backend, BackendError, Ensured, PoolIdentity, Removed, VolumeLayout};
+use super::{Backend, BackendError, Ensured, PoolIdentity, Removed, SnapshotLayout, VolumeLayout};
 use crate::host::directory::{Directory, FileError};
 use crate::host::document::DocumentError;
 use crate::host::lock::Lock;
 use crate::io::{BlockIo, FileIo};
-use crate::model::{ByteSize, InventoryVolume, Name, PoolCapacity, VolumeId};
+use crate::model::{
+    ByteSize, InventorySnapshot, InventoryVolume, Name, PoolCapacity, SnapshotId, TakenSnapshot, Timestamp, VolumeId,
+};
+use crate::runtime::Turns;
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use turns::Turns;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// One pool in one directory. There is at most one value of this type per directory, in any process. What it opened
 /// lives on when it is dropped; close that before the pool is opened again, or two handles on one volume will not share
@@ -41,11 +45,14 @@ pub struct FilePool {
     _lock: Lock,
     root: Directory,
     volumes: Directory,
+    /// Whether files here can share blocks, once that could be found out.
+    copies: OnceLock<bool>,
     settings: Mutex<Settings>,
     /// The one handle that all users of a volume share while any of them has it open.
     open: Mutex<HashMap<VolumeId, Weak<FileIo>>>,
     /// One verb at a time on one volume; different volumes do not wait for each other.
     turns: Turns<VolumeId>,
+    snapshot_turns: Turns<SnapshotId>,
 }
 
 #[derive(Clone, Debug)]
@@ -105,6 +112,26 @@ impl Backend for FilePool {
 
     fn observe_volumes(&self) -> Result<Vec<InventoryVolume>, BackendError> {
         self.inventory()
+    }
+
+    fn find_snapshot(&self, id: SnapshotId) -> Result<Option<TakenSnapshot>, BackendError> {
+        self.taken(id)
+    }
+
+    fn stage_snapshot(&self, snapshot: &SnapshotLayout, at: Timestamp) -> Result<(), BackendError> {
+        self.stage(snapshot, at)
+    }
+
+    fn settle_snapshot(&self, id: SnapshotId) -> Result<TakenSnapshot, BackendError> {
+        self.settle(id)
+    }
+
+    fn remove_snapshot(&self, id: SnapshotId) -> Result<Removed, BackendError> {
+        self.destroy_snapshot(id)
+    }
+
+    fn observe_snapshots(&self) -> Result<Vec<InventorySnapshot>, BackendError> {
+        self.snapshot_inventory()
     }
 
     fn release(&self) -> Result<Removed, BackendError> {

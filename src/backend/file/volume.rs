@@ -10,14 +10,14 @@
 //! the right each step reaches the medium before the next is visible. A power cut during a removal may leave either
 //! file without the other, and both are for the repeated removal to take.
 
-use super::layout::{Sidecar, image, sidecar};
+use super::layout::{Sidecar, copy, image, sidecar};
 use super::{FilePool, lock};
 use crate::backend::{BackendError, Ensured, Removed, VolumeLayout};
 use crate::host::directory::{FileError, PRIVATE};
 use crate::host::disk::holds_data;
 use crate::host::document::{DocumentError, load, stage};
 use crate::io::{BlockIo, FileIo};
-use crate::model::{ByteSize, VolumeId, VolumeSpec};
+use crate::model::{ByteSize, Source, VolumeId, VolumeSpec};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -29,14 +29,18 @@ impl FilePool {
             return Err(BackendError::Refused(format!("volume {} cannot be made: {fault}", layout.id)));
         }
         let _turn = self.turns.take(layout.id);
-        let done = match (self.sidecar(layout.id)?, self.image_length(layout.id)?) {
+        let held = self.sidecar(layout.id)?.map(|held| self.swap(held)).transpose()?;
+        let done = match (held, self.image_length(layout.id)?) {
             (Some(held), Some(length)) => self.follow(layout, &held, length)?,
             (None, Some(length)) if layout.made => self.describe(layout, length)?,
             (None, Some(_)) => self.take_over(layout)?,
             // A sidecar alone is as good a witness of lost bytes as the cluster's own word.
             (Some(_), None) => return Err(self.lost(layout.id)),
             (None, None) if layout.made => return Err(self.lost(layout.id)),
-            (None, None) => self.create(layout)?,
+            (None, None) => match layout.source {
+                Some(source) => self.create_copy(layout, source)?,
+                None => self.create(layout)?,
+            },
         };
         self.volumes.settle()?;
         self.show_growth(layout)?;
@@ -45,7 +49,8 @@ impl FilePool {
 
     pub(super) fn destroy(&self, id: VolumeId) -> Result<Removed, BackendError> {
         let _turn = self.turns.take(id);
-        let image = self.volumes.remove_file(&image(id))?;
+        let copied = self.volumes.remove_file(&copy(id))?;
+        let image = self.volumes.remove_file(&image(id))? || copied;
         let sidecar = self.volumes.remove_file(&sidecar(id))?;
         // Even if both were gone: whoever removed them may have been killed before that was durable.
         self.volumes.sync()?;
@@ -60,6 +65,7 @@ impl FilePool {
         }
         let Some(length) = self.image_length(id)? else { return Err(self.lost(id)) };
         match self.sidecar(id)? {
+            Some(held) if held.swap => return Err(self.damaged(id, "a copy is to take its place, and has not yet")),
             Some(held) => self.check_length(id, held.size, length)?,
             None => return Err(self.damaged(id, UNDESCRIBED)),
         }
@@ -74,6 +80,25 @@ impl FilePool {
     fn create(&self, layout: &VolumeLayout) -> Result<Ensured, BackendError> {
         let file = self.volumes.create_file(&image(layout.id), PRIVATE)?;
         self.finish(layout, &file)
+    }
+
+    /// The bytes come into being as another volume's or a snapshot's.
+    fn create_copy(&self, layout: &VolumeLayout, source: Source) -> Result<Ensured, BackendError> {
+        let file = self.make_copy(layout, source)?;
+        let made = Sidecar { swap: true, ..Sidecar::from(layout) };
+        self.publish(&made, Some(&file))?;
+        self.swap(made)?;
+        Ok(Ensured::Created)
+    }
+
+    /// The bytes become a snapshot's again. Whoever has the volume open still sees what it was.
+    fn put_back(&self, layout: &VolumeLayout, next: Sidecar, to: Source) -> Result<Ensured, BackendError> {
+        let file = self.make_copy(layout, to)?;
+        let next = Sidecar { swap: true, ..next };
+        self.publish(&next, Some(&file))?;
+        self.swap(next)?;
+        lock(&self.open).remove(&layout.id);
+        Ok(Ensured::Reverted)
     }
 
     /// Goes on where an earlier creation stopped, provided that nobody's bytes are in the image.
@@ -120,6 +145,11 @@ impl FilePool {
             let reason = format!("volume {volume} is something else on disk under the same generation {generation}");
             return Err(BackendError::Refused(reason));
         }
+        if let Some(revert) = layout.revert
+            && held.generation < revert.since
+        {
+            return self.put_back(layout, next, Source::Snapshot(revert.to));
+        }
         if layout.size == held.size {
             self.publish(&next, None)?;
             return Ok(Ensured::Updated);
@@ -140,7 +170,7 @@ impl FilePool {
 
     /// Makes the image durable, then the sidecar visible and durable. The sidecar is staged before the image is synced
     /// so that a journalling file system commits both at once.
-    fn publish(&self, next: &Sidecar, image: Option<&File>) -> Result<(), BackendError> {
+    pub(super) fn publish(&self, next: &Sidecar, image: Option<&File>) -> Result<(), BackendError> {
         let staged = stage(&self.volumes, &sidecar(next.id), next)?;
         staged.sync()?;
         if let Some(file) = image {

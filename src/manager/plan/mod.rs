@@ -10,6 +10,7 @@ mod pool;
 mod record;
 mod report;
 mod service;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -25,14 +26,15 @@ pub use pool::{create_pool, remove_pool};
 pub use record::{PRUNED_AT_ONCE, prune_events};
 pub use report::take_reports;
 pub use service::{admit_session, join_service, mark_down, purge_service, remove_service};
+pub use snapshot::{WantedSnapshot, create_snapshots, remove_snapshot, revert_volume};
 pub use token::{create_token, purge_token, revoke_token};
-pub use volume::{create_volume, remove_volume, resize_volume};
+pub use volume::{Origin, WantedVolume, create_volume, remove_volume, resize_volume};
 
 use super::draft::{Draft, Drafted};
 use super::refusal::Refusal;
 use super::view::{Stored, View};
 use crate::model::{
-    Client, ClientId, Kind, Name, Pool, Service, ServiceId, ServiceType, Timestamp, Token, TokenId, Volume,
+    Client, ClientId, Kind, Name, Pool, Service, ServiceId, ServiceType, Snapshot, Timestamp, Token, TokenId, Volume,
 };
 use std::str::FromStr;
 
@@ -47,6 +49,10 @@ impl Named for Pool {
 
 impl Named for Volume {
     const KIND: Kind = Kind::Volume;
+}
+
+impl Named for Snapshot {
+    const KIND: Kind = Kind::Snapshot;
 }
 
 impl Named for Client {

@@ -4,7 +4,7 @@ use super::{find, find_block_service};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Author, Driver, Kind, Meta, Name, Pool, PoolId, PoolSpec, Service, Volume};
+use crate::model::{Author, Driver, Kind, Meta, Name, Pool, PoolId, PoolSpec, Service, Snapshot, Volume};
 
 /// A new pool on a block service (by id or host name; none: the only one).
 ///
@@ -53,6 +53,14 @@ pub fn remove_pool(draft: &mut Draft<'_>, author: &Author, reference: &str) -> R
         .filter(|volume| volume.is_in(pool.meta.id))
         .map(|volume| volume.meta.name.as_str())
         .collect();
+    let kept = draft.all::<Snapshot>().filter(|snapshot| snapshot.is_in(pool.meta.id));
+    let kept: Vec<&str> = kept.map(|snapshot| snapshot.meta.name.as_str()).collect();
+    if inside.is_empty() && !kept.is_empty() {
+        let (name, snapshots) = (&pool.meta.name, listed(&kept));
+        return Err(Refusal::Precondition(format!(
+            "pool '{name}' holds snapshots {snapshots}: remove them first with `symphony ctl snapshot remove`"
+        )));
+    }
     if !inside.is_empty() {
         let name = &pool.meta.name;
         let volumes = listed(&inside);

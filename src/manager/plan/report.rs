@@ -1,10 +1,12 @@
 //! What block services report of their devices.
 
+use super::snapshot::forget_snapshot;
 use super::volume::forget_volume;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Attachment, AttachmentReport, Kind, Pool, PoolReport, Report, ServiceId, Session, SessionId, Volume, VolumeReport,
+    Attachment, AttachmentReport, Kind, Pool, PoolReport, Report, ServiceId, Session, SessionId, Snapshot,
+    SnapshotReport, Volume, VolumeReport,
 };
 
 /// Takes reports of `service` over. Reports on objects that are gone are ignored; nothing is written where nothing changed.
@@ -27,6 +29,7 @@ pub fn take_reports(
         match report {
             Report::Pool(report) => take_pool(draft, service, report)?,
             Report::Volume(report) => take_volume(draft, service, report)?,
+            Report::Snapshot(report) => take_snapshot(draft, service, report)?,
             Report::Attachment(report) => take_attachment(draft, service, report)?,
         }
     }
@@ -58,6 +61,20 @@ fn take_volume(draft: &mut Draft<'_>, service: ServiceId, report: &VolumeReport)
         forget_volume(draft, &volume);
     } else if volume.observe(report) {
         draft.put(volume);
+    }
+    Ok(())
+}
+
+fn take_snapshot(draft: &mut Draft<'_>, service: ServiceId, report: &SnapshotReport) -> Result<(), Refusal> {
+    let Some(snapshot) = draft.get::<Snapshot>(report.id) else { return Ok(()) };
+    if !snapshot.is_on(service) {
+        return Err(Refusal::NotYours { service, kind: Kind::Snapshot, id: report.id.to_string() });
+    }
+    let mut snapshot = snapshot.clone();
+    if snapshot.is_let_go_by(report) {
+        forget_snapshot(draft, &snapshot);
+    } else if snapshot.observe(report) {
+        draft.put(snapshot);
     }
     Ok(())
 }

@@ -1,11 +1,14 @@
 //! Membership.
 
 use super::pool::listed;
+use super::snapshot::forget_snapshot;
 use super::volume::forget_volume;
 use crate::manager::audit::{audit, of_service};
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Attachment, Author, Kind, Pool, Service, ServiceId, ServiceState, Session, Timestamp, Volume};
+use crate::model::{
+    Attachment, Author, Kind, Pool, Service, ServiceId, ServiceState, Session, Snapshot, Timestamp, Volume,
+};
 use crate::session::Greeting;
 use crate::store::LeaseId;
 
@@ -87,7 +90,6 @@ pub(super) fn is_past(service: &Service, limit: Timestamp) -> bool {
     service.meta.removed_at.is_some_and(|at| at < limit) && expired
 }
 
-/// How many pools and volumes of a lost service are closed in one transaction.
 pub(super) fn audit_service(
     draft: &mut Draft<'_>,
     author: &Author,
@@ -98,7 +100,7 @@ pub(super) fn audit_service(
     audit(draft, author, action, Kind::Service, service.meta.id, &service.status.host_name, detail);
 }
 
-/// How many attachments, pools and volumes of a lost service are closed in one transaction: each may take three
+/// How many attachments, snapshots, pools and volumes of a lost service are closed in one transaction: each may take three
 /// operations of it (record, name, the pool's record), and the service itself with its session and the entry in the
 /// record of changes three more.
 const CLOSED_AT_ONCE: usize = 40;
@@ -150,14 +152,15 @@ pub fn remove_service(
         )));
     }
     let attachments: Vec<Attachment> = draft.all::<Attachment>().filter(|held| held.is_on(id)).cloned().collect();
-    let closed = close(draft, &attachments, &volumes, &pools);
-    if closed < attachments.len() + volumes.len() + pools.len() {
-        let detail =
-            format!("{closed} objects of a lost service are closed: {}", named(&attachments, &volumes, &pools));
+    let snapshots: Vec<Snapshot> = draft.all::<Snapshot>().filter(|snapshot| snapshot.is_on(id)).cloned().collect();
+    let held = Held { attachments, snapshots, volumes, pools };
+    let closed = held.close(draft);
+    if closed < held.count() {
+        let detail = format!("{closed} objects of a lost service are closed: {}", held.names());
         audit_service(draft, author, "service.close", &service, Some(detail));
         return Ok(None);
     }
-    let detail = (closed > 0).then(|| format!("lost, with {}", named(&attachments, &volumes, &pools)));
+    let detail = (closed > 0).then(|| format!("lost, with {}", held.names()));
     audit_service(draft, author, "service.remove", &service, detail);
     service.meta.bury(draft.now);
     service.status.state = ServiceState::Removed;
@@ -169,30 +172,48 @@ pub fn remove_service(
     Ok(Some(service))
 }
 
-/// Forgets as much as fits; says how many objects that were.
-fn close(draft: &mut Draft<'_>, attachments: &[Attachment], volumes: &[Volume], pools: &[Pool]) -> usize {
-    let mut room = CLOSED_AT_ONCE;
-    // What refers to another object goes before it.
-    for held in attachments.iter().take(room) {
-        draft.delete::<Attachment>(held.meta.id);
-    }
-    room = room.saturating_sub(attachments.len());
-    for volume in volumes.iter().take(room) {
-        forget_volume(draft, volume);
-    }
-    room = room.saturating_sub(volumes.len());
-    for pool in pools.iter().take(room) {
-        draft.release(Kind::Pool, &pool.meta.name);
-        draft.delete::<Pool>(pool.meta.id);
-    }
-    CLOSED_AT_ONCE.min(attachments.len() + volumes.len() + pools.len())
+/// What a service holds, in the order in which it is closed: what refers to another object goes before it.
+struct Held {
+    attachments: Vec<Attachment>,
+    snapshots: Vec<Snapshot>,
+    volumes: Vec<Volume>,
+    pools: Vec<Pool>,
 }
 
-/// What is closed first, all of it: nothing else remembers it.
-fn named(attachments: &[Attachment], volumes: &[Volume], pools: &[Pool]) -> String {
-    let attachments = attachments.iter().map(|held| format!("attachment {}", held.label()));
-    let volumes = volumes.iter().map(|volume| format!("volume {}", volume.meta.name));
-    let pools = pools.iter().map(|pool| format!("pool {}", pool.meta.name));
-    let all: Vec<String> = attachments.chain(volumes).chain(pools).take(CLOSED_AT_ONCE).collect();
-    all.join(", ")
+impl Held {
+    fn count(&self) -> usize {
+        self.attachments.len() + self.snapshots.len() + self.volumes.len() + self.pools.len()
+    }
+
+    /// Forgets as much as fits; says how many objects that were.
+    fn close(&self, draft: &mut Draft<'_>) -> usize {
+        let mut room = CLOSED_AT_ONCE;
+        for held in self.attachments.iter().take(room) {
+            draft.delete::<Attachment>(held.meta.id);
+        }
+        room = room.saturating_sub(self.attachments.len());
+        for snapshot in self.snapshots.iter().take(room) {
+            forget_snapshot(draft, snapshot);
+        }
+        room = room.saturating_sub(self.snapshots.len());
+        for volume in self.volumes.iter().take(room) {
+            forget_volume(draft, volume);
+        }
+        room = room.saturating_sub(self.volumes.len());
+        for pool in self.pools.iter().take(room) {
+            draft.release(Kind::Pool, &pool.meta.name);
+            draft.delete::<Pool>(pool.meta.id);
+        }
+        CLOSED_AT_ONCE.min(self.count())
+    }
+
+    /// What is closed first, all of it: nothing else remembers it.
+    fn names(&self) -> String {
+        let attachments = self.attachments.iter().map(|held| format!("attachment {}", held.label()));
+        let snapshots = self.snapshots.iter().map(|snapshot| format!("snapshot {}", snapshot.meta.name));
+        let volumes = self.volumes.iter().map(|volume| format!("volume {}", volume.meta.name));
+        let pools = self.pools.iter().map(|pool| format!("pool {}", pool.meta.name));
+        let all = attachments.chain(snapshots).chain(volumes).chain(pools);
+        all.take(CLOSED_AT_ONCE).collect::<Vec<_>>().join(", ")
+    }
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 mod attachments;
 mod record;
+mod snapshots;
 
 const NOW: Timestamp = Timestamp::EPOCH;
 
@@ -23,6 +24,11 @@ fn service_id() -> ServiceId {
 
 fn session_id() -> SessionId {
     SessionId::from_bytes([3; 16])
+}
+
+/// A volume of so many MiB.
+fn wanted(mib: u64, pool: Option<&str>) -> WantedVolume {
+    WantedVolume { size: Some(ByteSize::mib(mib)), pool: pool.map(str::to_owned), origin: None }
 }
 
 /// Room for many entries of each revision.
@@ -112,7 +118,7 @@ impl World {
     fn report_pool(&mut self, pool: &Pool, capacity: Observed<u64>) {
         let capacity = match capacity {
             Observed::Known(mib) => {
-                Observed::Known(PoolCapacity { capacity: ByteSize::mib(mib), used: ByteSize::ZERO })
+                Observed::Known(PoolCapacity { capacity: ByteSize::mib(mib), used: ByteSize::ZERO, copies: true })
             }
             Observed::Absent => Observed::Absent,
             Observed::Unknown => Observed::Unknown,
@@ -124,7 +130,7 @@ impl World {
     fn volume(&mut self, name: &str, mib: u64, pool: Option<&str>) -> Result<Volume, Refusal> {
         let id = VolumeId::from_bytes(self.id());
         let name = name.parse().unwrap();
-        self.write(|draft| create_volume(draft, &somebody(), id, &name, ByteSize::mib(mib), pool))
+        self.write(|draft| create_volume(draft, &somebody(), id, &name, &wanted(mib, pool)))
     }
 
     fn report_gone(&mut self, volume: &Volume) {
@@ -141,11 +147,14 @@ impl World {
     fn assert_adds_up(&self) {
         for pool in self.view.pools.values() {
             let inside = self.view.volumes.values().filter(|volume| volume.value.is_in(pool.value.meta.id));
-            let sum: ByteSize = inside.map(|volume| volume.value.spec.size).sum();
+            let kept = self.view.snapshots.values().filter(|snapshot| snapshot.value.is_in(pool.value.meta.id));
+            let promised = kept.map(|snapshot| snapshot.value.status.promised);
+            let sum: ByteSize = inside.map(|volume| volume.value.spec.size).chain(promised).sum();
             assert_eq!(sum, pool.value.status.reserved);
             assert!(pool.value.status.capacity.is_none_or(|capacity| sum <= capacity), "overcommitted");
         }
-        let named = self.view.pools.len() + self.view.volumes.len() + self.view.clients.len();
+        let named = self.view.pools.len() + self.view.volumes.len() + self.view.snapshots.len();
+        let named = named + self.view.clients.len();
         assert_eq!(self.view.names.len(), named);
     }
 }
@@ -201,7 +210,7 @@ fn a_report_on_what_another_service_holds_is_refused_whole() {
     let forged = PoolReport {
         id: pool.meta.id,
         generation: pool.meta.generation,
-        capacity: Observed::Known(PoolCapacity { capacity: ByteSize::mib(999), used: ByteSize::ZERO }),
+        capacity: Observed::Known(PoolCapacity { capacity: ByteSize::mib(999), used: ByteSize::ZERO, copies: true }),
         failure: None,
     };
     let stranger = ServiceId::from_bytes([9; 16]);
@@ -280,16 +289,16 @@ fn several_plans_share_a_draft_and_see_each_other() {
     let name: Name = "same".parse().unwrap();
     world
         .write(|draft| {
-            create_volume(draft, &somebody(), a, &name, ByteSize::mib(6), None)?;
+            create_volume(draft, &somebody(), a, &name, &wanted(6, None))?;
             let savepoint = draft.savepoint();
             assert!(
-                create_volume(draft, &somebody(), b, &name, ByteSize::mib(1), None).is_err(),
+                create_volume(draft, &somebody(), b, &name, &wanted(1, None)).is_err(),
                 "the name is planned already"
             );
             draft.undo_to(savepoint);
             let savepoint = draft.savepoint();
             assert!(
-                create_volume(draft, &somebody(), b, &"other".parse().unwrap(), ByteSize::mib(6), None).is_err(),
+                create_volume(draft, &somebody(), b, &"other".parse().unwrap(), &wanted(6, None)).is_err(),
                 "no room"
             );
             draft.undo_to(savepoint);

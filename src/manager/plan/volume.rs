@@ -2,15 +2,45 @@
 
 use super::attachment::{clients, know_all_attachments};
 use super::find;
+use super::pool::listed;
+use super::snapshot::{fit_pool, fit_source};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, ByteSize, Kind, Meta, Name, Phase, Pool, PoolId, Replica, Service, ServiceState, Volume, VolumeId,
-    VolumeSpec,
+    Author, ByteSize, Kind, Meta, Name, Phase, Pool, PoolId, Replica, Service, ServiceState, Snapshot, Source, Volume,
+    VolumeId, VolumeSpec,
 };
 
-/// A new volume, placed, its space promised.
+/// What a user wants a volume to be made from, by id or name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Snapshot(String),
+    Volume(String),
+}
+
+/// What a user asks of a new volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WantedVolume {
+    /// Absent: as large as what it is copied from.
+    pub size: Option<ByteSize>,
+    /// By id or name; absent: wherever there is room.
+    pub pool: Option<String>,
+    pub origin: Option<Origin>,
+}
+
+/// An origin that can be copied from.
+struct Copyable {
+    source: Source,
+    size: ByteSize,
+    /// Where the copy can be made: only beside the origin.
+    pool: PoolId,
+    /// For the record.
+    text: String,
+}
+
+/// A new volume, placed, its space promised. A copy is made beside what it is copied from, and as large unless it is to
+/// be larger.
 ///
 /// # Errors
 /// If the size is impossible, the name taken, or no pool can take it.
@@ -19,24 +49,80 @@ pub fn create_volume(
     author: &Author,
     id: VolumeId,
     name: &Name,
-    size: ByteSize,
-    pool: Option<&str>,
+    wanted: &WantedVolume,
 ) -> Result<Volume, Refusal> {
+    let WantedVolume { size, pool, origin } = wanted;
+    let copyable = origin.as_ref().map(|origin| copyable(draft, origin)).transpose()?;
+    let size = match (&copyable, *size) {
+        (Some(copyable), Some(size)) if size < copyable.size => {
+            let text = format!("a copy of {} needs {} at least, {size} are too few", copyable.text, copyable.size);
+            return Err(Refusal::Invalid(text));
+        }
+        (_, Some(size)) => size,
+        (Some(copyable), None) => copyable.size,
+        (None, None) => return Err(Refusal::Invalid("a volume needs a size".into())),
+    };
     fit_size(size)?;
     draft.claim(Kind::Volume, name, id)?;
-    let mut pool_record = match pool {
-        Some(reference) => named_pool(draft, reference, size)?,
-        None => roomiest_pool(draft, size)?,
+    let mut pool_record = match (pool, &copyable) {
+        (Some(reference), _) => named_pool(draft, reference, size)?,
+        (None, Some(copyable)) => named_pool(draft, &copyable.pool.to_string(), size)?,
+        (None, None) => roomiest_pool(draft, size)?,
     };
+    if copyable.is_some() {
+        fit_pool(&pool_record)?;
+    }
+    if let Some(copyable) = copyable.as_ref().filter(|copyable| copyable.pool != pool_record.meta.id) {
+        return Err(Refusal::Precondition(format!(
+            "{} is not in pool '{}': copies are made in the pool of what they are copied from",
+            copyable.text, pool_record.meta.name
+        )));
+    }
     promise(&mut pool_record, size)?;
     let replica = Replica { pool: pool_record.meta.id, service: pool_record.spec.service };
-    let spec = VolumeSpec { size, pool: pool.map(|_| pool_record.meta.id) };
+    let source = copyable.as_ref().map(|copyable| copyable.source);
+    let spec = VolumeSpec { size, pool: pool.as_ref().map(|_| pool_record.meta.id), source, revert: None };
     let volume = Volume::new(Meta::new(id, name.clone(), draft.now), spec, vec![replica]);
-    let detail = format!("{size} in pool '{}'", pool_record.meta.name);
+    let of = copyable.map(|copyable| format!(", a copy of {}", copyable.text)).unwrap_or_default();
+    let detail = format!("{size} in pool '{}'{of}", pool_record.meta.name);
     draft.put(pool_record);
     draft.put(volume.clone());
     audit(draft, author, "volume.create", Kind::Volume, id, name, Some(detail));
     Ok(volume)
+}
+
+/// An origin as it stands; its record is written too, so that it cannot be removed at the same time.
+fn copyable(draft: &mut Draft<'_>, origin: &Origin) -> Result<Copyable, Refusal> {
+    let text = |kind: Kind, name: &Name| format!("{kind} '{name}'");
+    let unplaced = |text: &str| Refusal::Precondition(format!("{text} is nowhere"));
+    match origin {
+        Origin::Snapshot(reference) => {
+            let mut snapshot = find::<Snapshot>(draft, reference)?;
+            fit_source(&snapshot)?;
+            let text = text(Kind::Snapshot, &snapshot.meta.name);
+            let pool = snapshot.status.placement.first().ok_or_else(|| unplaced(&text))?.pool;
+            let (source, size) = (Source::Snapshot(snapshot.meta.id), snapshot.status.size.unwrap_or_default());
+            snapshot.meta.updated_at = draft.now;
+            draft.put(snapshot);
+            Ok(Copyable { source, size, pool, text })
+        }
+        Origin::Volume(reference) => {
+            let mut volume = find::<Volume>(draft, reference)?;
+            let name = volume.meta.name.clone();
+            if volume.meta.is_removed() {
+                return Err(Refusal::Removing { kind: Kind::Volume, name });
+            }
+            let text = text(Kind::Volume, &name);
+            let size = volume.status.size.ok_or_else(|| {
+                Refusal::Precondition(format!("{text} has not been made yet: see `symphony ctl volume get {name}`"))
+            })?;
+            let pool = volume.status.placement.first().ok_or_else(|| unplaced(&text))?.pool;
+            let source = Source::Volume(volume.meta.id);
+            volume.meta.updated_at = draft.now;
+            draft.put(volume);
+            Ok(Copyable { source, size, pool, text })
+        }
+    }
 }
 
 /// Grows a volume.
@@ -81,7 +167,7 @@ pub fn resize_volume(
 /// Sets a volume's tombstone: from here on its data is lost.
 ///
 /// # Errors
-/// If there is no such volume, or somebody is attached to it: the clients are named.
+/// If there is no such volume, somebody is attached to it, or snapshots or copies depend on it: they are named.
 pub fn remove_volume(draft: &mut Draft<'_>, author: &Author, reference: &str) -> Result<Volume, Refusal> {
     let mut volume = find::<Volume>(draft, reference)?;
     let name = volume.meta.name.clone();
@@ -92,6 +178,23 @@ pub fn remove_volume(draft: &mut Draft<'_>, author: &Author, reference: &str) ->
             return Err(Refusal::Precondition(format!(
                 "volume '{name}' is attached to {}: detach first with `symphony ctl volume detach {name} --client …`",
                 clients(&held)
+            )));
+        }
+        let snapshots = draft.snapshots_to(&volume);
+        let copies =
+            |other: &&Volume| other.spec.source == Some(Source::Volume(volume.meta.id)) && other.status.size.is_none();
+        let copies: Vec<&str> = draft.all::<Volume>().filter(copies).map(|copy| copy.meta.name.as_str()).collect();
+        if !snapshots.is_empty() {
+            let names: Vec<&str> = snapshots.iter().map(|snapshot| snapshot.meta.name.as_str()).collect();
+            return Err(Refusal::Precondition(format!(
+                "volume '{name}' has snapshots {}: remove them first with `symphony ctl snapshot remove`",
+                listed(&names)
+            )));
+        }
+        if !copies.is_empty() {
+            return Err(Refusal::Precondition(format!(
+                "volume '{name}' is still being copied for {}: remove it once they are ready",
+                listed(&copies)
             )));
         }
     }
@@ -118,7 +221,7 @@ fn fit_size(size: ByteSize) -> Result<(), Refusal> {
     VolumeSpec::fault_of_size(size).map_or(Ok(()), |fault| Err(Refusal::Invalid(fault)))
 }
 
-fn pool_of(draft: &Draft<'_>, id: PoolId) -> Result<Pool, Refusal> {
+pub(super) fn pool_of(draft: &Draft<'_>, id: PoolId) -> Result<Pool, Refusal> {
     let missing = || Refusal::NoSuch { kind: Kind::Pool, reference: id.to_string() };
     draft.get::<Pool>(id).cloned().ok_or_else(missing)
 }
@@ -161,7 +264,7 @@ fn roomiest_pool(draft: &Draft<'_>, size: ByteSize) -> Result<Pool, Refusal> {
 }
 
 /// Promises more of a pool.
-fn promise(pool: &mut Pool, more: ByteSize) -> Result<(), Refusal> {
+pub(super) fn promise(pool: &mut Pool, more: ByteSize) -> Result<(), Refusal> {
     let free = pool.free().unwrap_or_default();
     let reserved = pool.status.reserved.checked_add(more);
     match reserved {

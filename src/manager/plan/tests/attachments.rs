@@ -274,7 +274,7 @@ fn a_removed_client_loses_all_it_had_a_part_at_a_time() {
         id[0] = number;
         let name: Name = format!("v{number}").parse().unwrap();
         let volume = VolumeId::from_bytes(id);
-        world.write(|draft| create_volume(draft, &somebody(), volume, &name, ByteSize::mib(1), None)).unwrap();
+        world.write(|draft| create_volume(draft, &somebody(), volume, &name, &wanted(1, None))).unwrap();
         let access = Access { volume: name.to_string(), client: "web".into(), read_only: false, shared: false };
         let held = AttachmentId::from_bytes(id);
         world.write(|draft| attach_volume(draft, &somebody(), held, &access)).unwrap();

@@ -51,7 +51,7 @@ fn what_is_refused_or_undone_is_not_recorded() {
     world
         .write(|draft| {
             let savepoint = draft.savepoint();
-            create_volume(draft, &somebody(), id, &"undone".parse().unwrap(), ByteSize::mib(1), None)?;
+            create_volume(draft, &somebody(), id, &"undone".parse().unwrap(), &wanted(1, None))?;
             draft.undo_to(savepoint);
             Ok(())
         })
@@ -68,7 +68,7 @@ fn plans_that_share_a_transaction_have_an_entry_each_in_their_order() {
         .write(|draft| {
             for id in ids {
                 let name = Name::resembling(&id.to_string()[..8], "v");
-                create_volume(draft, &somebody(), id, &name, ByteSize::mib(1), None)?;
+                create_volume(draft, &somebody(), id, &name, &wanted(1, None))?;
             }
             Ok(())
         })

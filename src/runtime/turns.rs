@@ -2,20 +2,18 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::sync::{Condvar, Mutex};
-
-use super::lock;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// See the module's text.
 #[derive(Debug)]
-pub(super) struct Turns<K> {
+pub struct Turns<K> {
     taken: Mutex<HashSet<K>>,
     given_back: Condvar,
 }
 
 /// Gives the turn back when dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'t, K: Copy + Eq + Hash> {
+pub struct Turn<'t, K: Copy + Eq + Hash> {
     turns: &'t Turns<K>,
     key: K,
 }
@@ -28,18 +26,23 @@ impl<K> Default for Turns<K> {
 
 impl<K: Copy + Eq + Hash> Turns<K> {
     /// Waits until nobody else holds the key's turn. A thread that holds it already waits for ever.
-    pub(super) fn take(&self, key: K) -> Turn<'_, K> {
-        let mut taken = lock(&self.taken);
+    pub fn take(&self, key: K) -> Turn<'_, K> {
+        let mut taken = self.lock();
         while !taken.insert(key) {
-            taken = self.given_back.wait(taken).unwrap_or_else(std::sync::PoisonError::into_inner);
+            taken = self.given_back.wait(taken).unwrap_or_else(PoisonError::into_inner);
         }
         Turn { turns: self, key }
+    }
+
+    /// No code panics between two changes of it.
+    fn lock(&self) -> MutexGuard<'_, HashSet<K>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<K: Copy + Eq + Hash> Drop for Turn<'_, K> {
     fn drop(&mut self) {
-        lock(&self.turns.taken).remove(&self.key);
+        self.turns.lock().remove(&self.key);
         self.turns.given_back.notify_all();
     }
 }

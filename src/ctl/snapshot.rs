@@ -1,0 +1,166 @@
+//! `ctl snapshot …`
+
+use super::connect::{Session, answer, object};
+use super::failure::Failure;
+use super::output::{self, fields, table};
+use super::wait::{Until, settle};
+use crate::model::{ByteSize, Kind, Object, Snapshot};
+use crate::rpc::proto;
+use anyhow::{Result, bail};
+use clap::Subcommand;
+use proto::create_snapshots_request::Wanted;
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Keep volumes as they are at this instant, while they are in use
+    #[command(
+        override_usage = "symphony ctl snapshot create VOLUME NAME\n       symphony ctl snapshot create --volumes A,B,… NAME",
+        after_help = "What was written and acknowledged is in it, as after a power cut. Writers wait for a moment and see no \
+                      error. With --volumes all are taken at the same instant, and called NAME-VOLUME.\n\
+                      Examples:\n  symphony ctl snapshot create db monday\n  \
+                      symphony ctl snapshot create --volumes db,db-log monday"
+    )]
+    Create {
+        /// The volume's name or id, and what the snapshot is to be called
+        #[arg(value_names = ["VOLUME", "NAME"], num_args = 1..=2, required = true)]
+        names: Vec<String>,
+        /// Volumes by name or id, divided by commas: all at the same instant
+        #[arg(long, env = "SYMPHONY_VOLUMES", value_delimiter = ',')]
+        volumes: Vec<String>,
+    },
+    /// All snapshots, or those of one volume
+    #[command(visible_alias = "ls")]
+    List {
+        /// Name or id
+        #[arg(long, env = "SYMPHONY_VOLUME")]
+        volume: Option<String>,
+    },
+    /// One snapshot
+    Get {
+        /// Name or id
+        snapshot: String,
+    },
+    /// Destroy a snapshot; volumes that were made of it stay
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// Name or id
+        snapshot: String,
+    },
+}
+
+pub fn expect(object: Object) -> Result<Snapshot> {
+    match object {
+        Object::Snapshot(snapshot) => Ok(snapshot),
+        other => bail!("the manager answered with a {} instead of a snapshot", other.kind()),
+    }
+}
+
+pub async fn run(session: &Session, verb: Verb) -> Result<()> {
+    let mut manager = session.manager().await?;
+    match verb {
+        Verb::Create { names, volumes } => {
+            let request = proto::CreateSnapshotsRequest { wanted: wanted(&names, &volumes)? };
+            let made = answer(manager.client.create_snapshots(request).await, "manager")?.objects;
+            let mut taken = Vec::new();
+            for snapshot in made {
+                taken.push(expect(settle(session, object(snapshot)?, Until::Ready).await?)?);
+            }
+            let name = |snapshot: &Snapshot| snapshot.meta.name.to_string();
+            output::list(session.format, &taken, name, |taken| taken.iter().map(sentence).collect())
+        }
+        Verb::List { volume } => {
+            let kind = proto::Kind::from(Kind::Snapshot).into();
+            let request = proto::ListRequest { kind, volume: volume.unwrap_or_default(), ..Default::default() };
+            let snapshots: Vec<Snapshot> =
+                manager.pages(request).await?.into_iter().map(expect).collect::<Result<_>>()?;
+            let header = ["NAME", "VOLUME", "SIZE", "PHASE", "TAKEN", "MESSAGE"];
+            let people = |snapshots: &[Snapshot]| table(&header, snapshots.iter().map(row).collect());
+            output::list(session.format, &snapshots, |snapshot| snapshot.meta.name.to_string(), people)
+        }
+        Verb::Get { snapshot } => {
+            let snapshot = expect(manager.get(Kind::Snapshot, &snapshot).await?)?;
+            output::one(session.format, &snapshot, snapshot.meta.name.as_str(), describe)
+        }
+        Verb::Remove { snapshot } => {
+            let request = proto::RemoveRequest { reference: snapshot };
+            let snapshot = object(answer(manager.client.remove_snapshot(request).await, "manager")?)?;
+            let snapshot = settle(session, snapshot, Until::Gone).await?;
+            let verb = if session.wait { "removed" } else { "removing" };
+            output::one(session.format, &snapshot, snapshot.name(), |it| format!("{verb} snapshot '{}'\n", it.name()))
+        }
+    }
+}
+
+/// Which snapshots of what volumes the words on the command line ask for.
+fn wanted(names: &[String], volumes: &[String]) -> Result<Vec<Wanted>> {
+    let usage = |text: &str| Err(Failure::Usage(text.into()).into());
+    match (names, volumes) {
+        ([volume, name], []) => Ok(vec![Wanted { volume: volume.clone(), name: name.clone() }]),
+        ([_], []) => usage("name the volume and the snapshot: `symphony ctl snapshot create VOLUME NAME`"),
+        ([name], volumes) => {
+            let one = |volume: &String| Wanted { volume: volume.clone(), name: format!("{name}-{volume}") };
+            Ok(volumes.iter().map(one).collect())
+        }
+        _ => usage("with --volumes give one name only: `symphony ctl snapshot create --volumes A,B NAME`"),
+    }
+}
+
+fn sentence(snapshot: &Snapshot) -> String {
+    let (name, volume, phase) = (&snapshot.meta.name, &snapshot.spec.volume_name, snapshot.status.phase);
+    format!("snapshot '{name}' of volume '{volume}' ({}) is {phase}\n", size(snapshot))
+}
+
+fn size(snapshot: &Snapshot) -> ByteSize {
+    snapshot.status.size.unwrap_or(snapshot.status.promised)
+}
+
+fn row(snapshot: &Snapshot) -> Vec<String> {
+    let status = &snapshot.status;
+    vec![
+        snapshot.meta.name.to_string(),
+        snapshot.spec.volume_name.to_string(),
+        size(snapshot).to_string(),
+        status.phase.to_string(),
+        status.taken_at.map_or_else(|| "-".into(), |at| at.to_string()),
+        status.message.clone().unwrap_or_default(),
+    ]
+}
+
+fn describe(snapshot: &Snapshot) -> String {
+    let (spec, status) = (&snapshot.spec, &snapshot.status);
+    let mut rows = vec![
+        ("Name", snapshot.meta.name.to_string()),
+        ("Id", snapshot.meta.id.to_string()),
+        ("Volume", format!("{} ({})", spec.volume_name, spec.volume)),
+        ("Size", format!("{} ({} bytes)", size(snapshot), size(snapshot).as_u64())),
+        ("Phase", status.phase.to_string()),
+        ("Message", status.message.clone().unwrap_or_else(|| "-".into())),
+        ("Taken", status.taken_at.map_or_else(|| "-".into(), |at| at.to_string())),
+    ];
+    let together = spec.set.iter().filter(|member| member.snapshot != snapshot.meta.id);
+    rows.extend(together.map(|member| ("Taken with", member.name.to_string())));
+    for replica in &status.placement {
+        rows.push(("Placed", format!("pool {} on service {}", replica.pool, replica.service)));
+    }
+    rows.push(("Created", snapshot.meta.created_at.to_string()));
+    fields(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &[&str]) -> Vec<String> {
+        text.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn one_volume_or_several_are_told_apart_and_half_a_command_is_refused() {
+        let one = wanted(&words(&["db", "monday"]), &[]).unwrap();
+        assert_eq!(one, [Wanted { volume: "db".into(), name: "monday".into() }]);
+        let two = wanted(&words(&["monday"]), &words(&["db", "log"])).unwrap();
+        assert_eq!(two.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["monday-db", "monday-log"]);
+        assert!(wanted(&words(&["db"]), &[]).is_err());
+        assert!(wanted(&words(&["db", "monday"]), &words(&["db"])).is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! Snapshots: volumes as they were at one instant.
+
+use super::{ByteSize, Generation, Meta, Name, Phase, PoolId, Replica, ServiceId, SnapshotId, Timestamp, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// A point-in-time copy of a volume, under `/snapshot/<id>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub meta: Meta<SnapshotId>,
+    pub spec: SnapshotSpec,
+    pub status: SnapshotStatus,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSpec {
+    pub volume: VolumeId,
+    /// What the volume was called.
+    pub volume_name: Name,
+    /// All that are taken at the same instant, this one among them; empty: it is taken alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set: Vec<SnapshotMember>,
+}
+
+/// One of several snapshots that are taken at the same instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotMember {
+    pub snapshot: SnapshotId,
+    pub name: Name,
+    pub volume: VolumeId,
+    pub pool: PoolId,
+}
+
+/// `placement` and `promised` are the placer's words, the rest the block service's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    pub phase: Phase,
+    pub observed_generation: Generation,
+    pub placement: Vec<Replica>,
+    /// What its pool promises it: all of the volume's bytes may come to differ from the snapshot's.
+    pub promised: ByteSize,
+    /// The volume's size at that instant; absent until the snapshot was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+impl Snapshot {
+    pub fn new(meta: Meta<SnapshotId>, spec: SnapshotSpec, placement: Vec<Replica>, promised: ByteSize) -> Self {
+        let status = SnapshotStatus {
+            phase: Phase::Pending,
+            observed_generation: Generation::default(),
+            placement,
+            promised,
+            size: None,
+            taken_at: None,
+            message: None,
+        };
+        Self { meta, spec, status }
+    }
+
+    pub fn is_on(&self, service: ServiceId) -> bool {
+        self.status.placement.iter().any(|replica| replica.service == service)
+    }
+
+    pub fn is_in(&self, pool: PoolId) -> bool {
+        self.status.placement.iter().any(|replica| replica.pool == pool)
+    }
+
+    /// Whether it can be copied from.
+    pub fn is_taken(&self) -> bool {
+        self.status.size.is_some() && !self.meta.is_removed()
+    }
+
+    /// Sets the tombstone; says whether that was new.
+    pub fn bury(&mut self, now: Timestamp) -> bool {
+        let new = self.meta.bury(now);
+        self.status.phase = Phase::Removing;
+        new
+    }
+}

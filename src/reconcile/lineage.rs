@@ -1,0 +1,78 @@
+//! What must be there before it is copied, and what must hold still meanwhile.
+//!
+//! 1. A snapshot is taken of a volume that is as it should be, while nothing else is done to that volume. All of a set are
+//!    taken together, without those that are to go already.
+//! 2. A volume that is a copy, or is put back, waits for what its bytes come from.
+//! 3. A snapshot is not destroyed while it is being copied, nor while its set is being taken.
+
+use super::{Progress, World};
+use crate::model::{
+    Assigned, AssignedId, AssignmentSet, SnapshotAssignment, SnapshotId, Source, VolumeAssignment, VolumeId,
+};
+use std::collections::BTreeSet;
+
+/// What a plan has to know of all copies together.
+pub struct Lineage<'w> {
+    world: &'w World,
+    assigned: &'w AssignmentSet,
+    /// Volumes that are being taken a snapshot of, or copied.
+    read: BTreeSet<VolumeId>,
+    /// Snapshots that are being copied from, or whose set is being taken.
+    used: BTreeSet<SnapshotId>,
+}
+
+impl<'w> Lineage<'w> {
+    pub fn survey(world: &'w World, assigned: &'w AssignmentSet) -> Self {
+        let mut this = Self { world, assigned, read: BTreeSet::new(), used: BTreeSet::new() };
+        for progress in world.held.values().filter(|progress| progress.is_running()) {
+            match progress.object() {
+                Assigned::Snapshot(snapshot) => {
+                    this.read.insert(snapshot.volume);
+                    this.read.extend(snapshot.set.iter().map(|member| member.volume));
+                    this.used.extend(snapshot.set.iter().map(|member| member.snapshot));
+                }
+                Assigned::Volume(volume) => {
+                    match volume.source {
+                        Some(Source::Volume(id)) if !volume.made => drop(this.read.insert(id)),
+                        Some(Source::Snapshot(id)) if !volume.made => drop(this.used.insert(id)),
+                        _ => {}
+                    }
+                    this.used.extend(volume.revert.map(|revert| revert.to));
+                }
+                Assigned::Pool(_) | Assigned::Attachment(_) => {}
+            }
+        }
+        this
+    }
+
+    /// Whether the volume may be worked on now.
+    pub fn admits_volume(&self, volume: &VolumeAssignment) -> bool {
+        let source = match volume.source {
+            Some(Source::Volume(id)) if !volume.made => Some(id.into()),
+            Some(Source::Snapshot(id)) if !volume.made => Some(id.into()),
+            _ => None,
+        };
+        let revert = volume.revert.map(|revert| revert.to.into());
+        let ready = source.into_iter().chain(revert).all(|id| self.is_ready(id));
+        !self.read.contains(&volume.id) && (volume.removed || ready)
+    }
+
+    /// The snapshot as it may be taken or destroyed now; none if it has to wait.
+    pub fn admit_snapshot(&self, snapshot: &SnapshotAssignment) -> Option<SnapshotAssignment> {
+        if snapshot.removed {
+            return (!self.used.contains(&snapshot.id)).then(|| snapshot.clone());
+        }
+        let goes = |id: SnapshotId| self.assigned.snapshots.get(&id).is_none_or(|member| member.removed);
+        let mut set = snapshot.set.clone();
+        set.retain(|member| !goes(member.snapshot));
+        let volumes = set.iter().map(|member| member.volume).chain([snapshot.volume]);
+        let ready = snapshot.made || volumes.into_iter().all(|id| self.is_ready(id.into()));
+        ready.then(|| SnapshotAssignment { set, ..snapshot.clone() })
+    }
+
+    /// Whether it is as it should be; what is not assigned here is not waited for.
+    fn is_ready(&self, id: AssignedId) -> bool {
+        let done = matches!(self.world.held.get(&id), Some(Progress::Done(object)) if !object.is_removed());
+        done || !self.assigned.contains(id)
+    }
+}
