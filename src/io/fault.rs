@@ -1,8 +1,12 @@
-//! A layer that makes chosen operations fail or wait, over any other [`BlockIo`]: for tests of what stands above it.
+//! A layer that makes chosen operations fail, tear or wait, over any other [`BlockIo`]: for tests of what stands above
+//! it.
 //!
-//! It decides before the layer below is asked: an operation that fails here has changed nothing.
+//! It decides before the layer below is asked: an operation that fails here has changed nothing, but for a write that is
+//! torn. A flush or durable write that fails is remembered, as the trait asks for, until the layer is healed.
 
+use super::crash::SECTOR;
 use super::{BlockIo, Extent};
+use nix::errno::Errno;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -33,6 +37,9 @@ pub struct Performed {
 pub enum Effect {
     /// It fails with this `errno`.
     Fail(i32),
+    /// A write reaches the layer below with so many sectors of its front, then fails with this `errno`; anything else
+    /// just fails.
+    Tear { sectors: usize, errno: i32 },
     /// It waits until the gate is opened, then goes on.
     Hold(Arc<Gate>),
 }
@@ -55,6 +62,16 @@ impl Fault {
     /// Every such operation fails with `errno`.
     pub fn every(operation: Operation, errno: i32) -> Self {
         Self { operation: Some(operation), range: None, skip: 0, hits: u64::MAX, effect: Effect::Fail(errno) }
+    }
+
+    /// The next such operation fails with `errno`, and that was all.
+    pub fn once(operation: Operation, errno: i32) -> Self {
+        Self { hits: 1, ..Self::every(operation, errno) }
+    }
+
+    /// The next write ends behind so many sectors, and fails with `errno`.
+    pub fn torn(sectors: usize, errno: i32) -> Self {
+        Self { effect: Effect::Tear { sectors, errno }, ..Self::once(Operation::Write, errno) }
     }
 
     /// The next such operation waits at the gate.
@@ -129,6 +146,8 @@ struct Plan {
     script: Vec<Fault>,
     dice: Option<Dice>,
     log: Vec<Performed>,
+    /// Of a flush or a durable write that failed: the answer to every flush from then on.
+    lost: Option<i32>,
 }
 
 struct Dice {
@@ -154,11 +173,12 @@ impl FaultIo {
         self.plan().script.push(fault);
     }
 
-    /// Forgets the script and the dice.
+    /// Forgets the script, the dice and what was lost, as if the medium had been replaced.
     pub fn heal(&self) {
         let mut plan = self.plan();
         plan.script.clear();
         plan.dice = None;
+        plan.lost = None;
     }
 
     /// Every operation so far, in order of arrival.
@@ -170,20 +190,30 @@ impl FaultIo {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn meet(&self, operation: Operation, offset: u64, length: u64, fua: bool) -> io::Result<()> {
-        let performed = Performed { operation, offset, length, fua };
-        match self.plan().decide(performed) {
-            None => Ok(()),
-            Some(Effect::Fail(errno)) => Err(io::Error::from_raw_os_error(errno)),
-            Some(Effect::Hold(gate)) => {
-                gate.pass();
-                Ok(())
-            }
+    fn meet(&self, operation: Operation, offset: u64, length: u64) -> io::Result<()> {
+        let performed = Performed { operation, offset, length, fua: false };
+        let effect = self.plan().decide(performed);
+        act(effect)
+    }
+}
+
+fn act(effect: Option<Effect>) -> io::Result<()> {
+    match effect {
+        None => Ok(()),
+        Some(Effect::Fail(errno) | Effect::Tear { errno, .. }) => Err(io::Error::from_raw_os_error(errno)),
+        Some(Effect::Hold(gate)) => {
+            gate.pass();
+            Ok(())
         }
     }
 }
 
 impl Plan {
+    /// What a flush, or a write that was to be durable, comes to from now on.
+    fn remember(&mut self, error: &io::Error) {
+        self.lost.get_or_insert(error.raw_os_error().unwrap_or(Errno::EIO as i32));
+    }
+
     fn decide(&mut self, performed: Performed) -> Option<Effect> {
         self.log.push(performed);
         for fault in self.script.iter_mut().filter(|fault| fault.matches(&performed)) {
@@ -205,42 +235,58 @@ impl BlockIo for FaultIo {
     }
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.meet(Operation::Read, offset, buffer.len() as u64, false)?;
+        self.meet(Operation::Read, offset, buffer.len() as u64)?;
         self.below.read(buffer, offset)
     }
 
     fn write(&self, buffer: &[u8], offset: u64, fua: bool) -> io::Result<()> {
-        self.meet(Operation::Write, offset, buffer.len() as u64, fua)?;
-        self.below.write(buffer, offset, fua)
+        let performed = Performed { operation: Operation::Write, offset, length: buffer.len() as u64, fua };
+        let effect = self.plan().decide(performed);
+        let outcome = match &effect {
+            Some(Effect::Tear { sectors, .. }) => {
+                let front = buffer.len().min(sectors.saturating_mul(SECTOR));
+                let front = buffer.get(..front).unwrap_or_default();
+                self.below.write(front, offset, false).and_then(|()| act(effect))
+            }
+            _ => act(effect).and_then(|()| self.below.write(buffer, offset, fua)),
+        };
+        if let (Err(error), true) = (&outcome, fua) {
+            self.plan().remember(error);
+        }
+        outcome
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.meet(Operation::Flush, 0, 0, false)?;
-        self.below.flush()
+        let outcome = self.meet(Operation::Flush, 0, 0).and_then(|()| self.below.flush());
+        let mut plan = self.plan();
+        if let Err(error) = &outcome {
+            plan.remember(error);
+        }
+        plan.lost.map_or(outcome, |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
     fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.meet(Operation::Trim, offset, length, false)?;
+        self.meet(Operation::Trim, offset, length)?;
         self.below.trim(offset, length)
     }
 
     fn zero(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
-        self.meet(Operation::Zero, offset, length, false)?;
+        self.meet(Operation::Zero, offset, length)?;
         self.below.zero(offset, length, may_punch)
     }
 
     fn zero_fast(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
-        self.meet(Operation::Zero, offset, length, false)?;
+        self.meet(Operation::Zero, offset, length)?;
         self.below.zero_fast(offset, length, may_punch)
     }
 
     fn prefetch(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.meet(Operation::Prefetch, offset, length, false)?;
+        self.meet(Operation::Prefetch, offset, length)?;
         self.below.prefetch(offset, length)
     }
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
-        self.meet(Operation::Extents, offset, length, false)?;
+        self.meet(Operation::Extents, offset, length)?;
         self.below.extents(offset, length, limit)
     }
 }

@@ -45,6 +45,12 @@ impl FileIo {
         Ok(Self { raw, size, device, growing: Mutex::default() })
     }
 
+    /// A regular file that is treated as if it were a block device.
+    #[cfg(test)]
+    pub(super) fn as_device(file: File) -> io::Result<Self> {
+        Self::new(file).map(|io| Self { device: true, ..io })
+    }
+
     /// Makes the file at least `size` bytes long, durably; every open handle sees it. Never shrinks, as long as nobody
     /// else changes the file's length.
     ///
@@ -127,7 +133,7 @@ impl FileIo {
     }
 
     /// Lets the medium zero the whole blocks of a range, and writes what lies beside them; `Ok(false)` if it cannot:
-    /// then the blocks are as they were.
+    /// then nothing is changed.
     fn zero_blocks(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<bool> {
         self.check(offset, length)?;
         let (start, end) = self.whole_blocks(offset, length);
@@ -135,8 +141,10 @@ impl FileIo {
         let zeroed = count == 0
             || may_punch && self.try_fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, start, count)?
             || self.try_fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, start, count)?;
-        self.write_zeros(offset, start - offset)?;
-        self.write_zeros(end, offset + length - end)?;
+        if zeroed {
+            self.write_zeros(offset, start - offset)?;
+            self.write_zeros(end, offset + length - end)?;
+        }
         Ok(zeroed)
     }
 
@@ -191,11 +199,7 @@ impl BlockIo for FileIo {
     }
 
     fn zero(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {
-        if self.zero_blocks(offset, length, may_punch)? {
-            return Ok(());
-        }
-        let (start, end) = self.whole_blocks(offset, length);
-        self.write_zeros(start, end - start)
+        if self.zero_blocks(offset, length, may_punch)? { Ok(()) } else { self.write_zeros(offset, length) }
     }
 
     fn zero_fast(&self, offset: u64, length: u64, may_punch: bool) -> io::Result<()> {

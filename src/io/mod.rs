@@ -1,13 +1,17 @@
 //! Block I/O on what a backend opens: the one interface between where bytes are kept and who asks for them.
 //!
-//! [`FileIo`] serves a file or block device, [`MemoryIo`] is the naive oracle that the others are compared with, and
-//! [`FaultIo`] is a layer over any of them that fails or holds chosen operations.
+//! [`FileIo`] serves a file or block device, [`MemoryIo`] is the naive oracle that the others are compared with,
+//! [`FaultIo`] is a layer over any of them that fails, tears or holds chosen operations, and [`crash`] has a medium that
+//! loses what nobody flushed and the checker of what clients were promised.
 //!
 //! Never here: protocols, names, assignments. Every call blocks; the data threads own their connections.
 
+mod cached;
+pub mod crash;
 mod fault;
 mod file;
 mod gate;
+mod loss;
 mod memory;
 mod raw;
 mod sync;

@@ -72,9 +72,12 @@ impl SyncOnce {
         }
     }
 
-    /// The answer to every sync from now on.
-    pub(super) fn remember(&self, error: &io::Error) {
-        self.lock().failure.get_or_insert_with(|| Failure::remember(error));
+    /// The answer to every sync from now on. Says whether it is the first one of its kind.
+    pub(super) fn remember(&self, error: &io::Error) -> bool {
+        let mut state = self.lock();
+        let first = state.failure.is_none();
+        state.failure.get_or_insert_with(|| Failure::remember(error));
+        first
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -179,6 +179,77 @@ fn zeroing_without_punching_leaves_no_data_and_punching_leaves_a_hole() {
 }
 
 #[test]
+fn zeroing_that_cannot_be_fast_changes_nothing() {
+    // In memory a file system punches holes but zeroes nothing in place.
+    let path = format!("/dev/shm/{}", uuid::Uuid::new_v4());
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).expect("a file in memory");
+    std::fs::remove_file(&path).expect("its name is not needed");
+    file.set_len(SIZE).expect("a size");
+    for io in [FileIo::new(file.try_clone().expect("a handle")), FileIo::as_device(file)] {
+        let io = io.expect("a regular file");
+        io.write(&[7; SIZE as usize], 0, false).expect("a write");
+        let refused = io.zero_fast(100, 10_000, false).map_err(|error| error.raw_os_error());
+        assert_eq!(refused, Err(Some(Errno::EOPNOTSUPP as i32)));
+        assert!(content(&io, 0, SIZE) == [7; SIZE as usize], "not even beside the whole blocks");
+        io.zero(100, 10_000, false).expect("zeros, however long they take");
+        assert!(content(&io, 100, 10_000).iter().all(|byte| *byte == 0));
+        assert!(content(&io, 0, 100) == [7; 100] && content(&io, 10_100, 100) == [7; 100]);
+    }
+}
+
+#[test]
+fn lost_writes_fail_every_flush_also_when_the_file_is_opened_again_until_the_note_is_taken_away() {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.as_file().set_len(SIZE).expect("a sparse file");
+    let open = || {
+        let file = std::fs::File::options().read(true).write(true).open(file.path()).expect("the same file");
+        FileIo::new(file).expect("a regular file")
+    };
+    let failed = |io: &FileIo| io.flush().map_err(|error| error.raw_os_error());
+    let lost = Err(Some(Errno::EIO as i32));
+    let io = open();
+    io.raw().expect("a file").durable_write_failed(&Errno::ENOSPC.into());
+    assert_eq!(failed(&io), Ok(()), "a full disk has lost nothing");
+    io.raw().expect("a file").durable_write_failed(&Errno::EIO.into());
+    assert_eq!((failed(&io), failed(&io)), (lost, lost));
+    io.write(&[1; 512], 0, false).expect("a write");
+    assert_eq!(io.write(&[1; 512], 0, true).map_err(|error| error.raw_os_error()), lost, "durable writes fail too");
+    drop(io);
+    if super::loss::noted(file.as_file()).is_none() {
+        eprintln!("skipped: {} has no extended attributes for users", file.path().display());
+        return;
+    }
+    assert_eq!(failed(&open()), lost, "a new process is no new medium");
+    rustix::fs::fremovexattr(file.as_file(), super::loss::NOTE).expect("the note");
+    assert_eq!(failed(&open()), Ok(()), "somebody has looked after it");
+    rustix::fs::fsetxattr(file.as_file(), super::loss::NOTE, b"x", rustix::fs::XattrFlags::empty()).expect("a note");
+    assert_eq!(failed(&open()), lost, "a spoilt note is a note");
+}
+
+#[test]
+fn a_torn_write_changes_whole_sectors_of_its_front_and_fails() {
+    let io = FaultIo::new(Arc::new(MemoryIo::new(SIZE)));
+    io.inject(Fault::torn(2, Errno::EIO as i32));
+    assert!(io.write(&[7; 2048], 512, false).is_err());
+    assert!(content(&io, 512, 1024) == [7; 1024] && content(&io, 1536, 1024) == [0; 1024]);
+    io.write(&[7; 2048], 512, false).expect("only once");
+    assert!(content(&io, 512, 2048) == [7; 2048]);
+}
+
+#[test]
+fn a_failed_flush_or_durable_write_fails_every_later_flush_until_the_medium_is_replaced() {
+    for lose in [|io: &FaultIo| io.flush(), |io: &FaultIo| io.write(&[1; 512], 0, true)] {
+        let io = FaultIo::new(Arc::new(MemoryIo::new(SIZE)));
+        io.inject(Fault { operation: None, ..Fault::once(Operation::Flush, Errno::EIO as i32) });
+        assert!(lose(&io).is_err());
+        io.write(&[1; 512], 0, false).expect("the fault was one only");
+        assert!(io.flush().is_err() && io.flush().is_err());
+        io.heal();
+        io.flush().expect("a new medium");
+    }
+}
+
+#[test]
 fn a_fault_hits_its_operation_in_its_range_as_often_as_told() {
     let io = FaultIo::new(Arc::new(MemoryIo::new(SIZE)));
     let effect = Effect::Fail(Errno::EIO as i32);
