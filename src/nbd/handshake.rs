@@ -144,13 +144,25 @@ pub(super) struct Facts {
     pub(super) contexts_of: Option<(String, Contexts)>,
 }
 
+impl Facts {
+    /// What was chosen for the export that is asked for now.
+    pub(super) fn contexts_for(&self, asked: &str) -> Contexts {
+        let chosen = self.contexts_of.as_ref().filter(|(name, _)| name == asked);
+        chosen.map(|(_, contexts)| *contexts).unwrap_or_default()
+    }
+}
+
 /// "Transmission flags". All connections to an export share one medium, so a flush on one covers them all.
-pub fn transmission_flags(read_only: bool, headers: Headers) -> u16 {
+pub fn transmission_flags(read_only: bool, headers: Headers, contexts: Contexts) -> u16 {
     let mut flags =
         NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE;
     let writing = NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
     flags |= if read_only { NBD_FLAG_READ_ONLY } else { writing };
-    if headers == Headers::Compact { flags } else { flags | NBD_FLAG_SEND_DF }
+    match headers {
+        Headers::Compact => flags,
+        Headers::Extended if contexts.any() => flags | NBD_FLAG_SEND_DF | NBD_FLAG_BLOCK_STATUS_PAYLOAD,
+        Headers::Structured | Headers::Extended => flags | NBD_FLAG_SEND_DF,
+    }
 }
 
 impl Handshake {
@@ -289,6 +301,13 @@ impl Handshake {
             return (count as usize, Progress::More);
         }
         self.state = State::Haggling;
+        if option == NBD_OPT_ABORT {
+            negotiate::reply(option, NBD_REP_ACK, &[], output);
+            return (count as usize, Progress::Close);
+        }
+        if option == NBD_OPT_SET_META_CONTEXT {
+            self.facts.contexts_of = None;
+        }
         match self.obstacle() {
             Some((kind, text)) => negotiate::refuse(option, kind, text, output),
             None => {

@@ -3,6 +3,7 @@
 //! One receive takes whatever has arrived; small requests are then read out of one batch buffer. A write's payload is
 //! received straight into a buffer of its own: [`Inbound::vacancy`] says where the next bytes are to be put.
 
+use super::inquiry::Inquiry;
 use super::request::{Command, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
 
 /// Room for requests that arrive together, in bytes.
@@ -43,6 +44,7 @@ enum Pending {
         payload: Payload,
         filled: usize,
     },
+    Inquiry(Inquiry),
     Discard {
         refusal: Refusal,
         left: usize,
@@ -68,13 +70,19 @@ impl Inbound {
         Self { batch, start: 0, end: leftover.len(), pending: Pending::Header, spare: Vec::new() }
     }
 
+    /// Goes on where another process stopped, in the midst of a refused request's payload.
+    pub fn resume(&mut self, refusal: Refusal) {
+        let left = refusal.discard as usize;
+        self.pending = Pending::Discard { refusal, left };
+    }
+
     /// Where the next received bytes go; never empty after [`Self::next`] has returned `None`.
     pub fn vacancy(&mut self) -> &mut [u8] {
         match &mut self.pending {
             Pending::Payload { payload, filled, .. } => {
                 payload.memory.get_mut(*filled..payload.length).unwrap_or_default()
             }
-            Pending::Header | Pending::Discard { .. } => {
+            Pending::Header | Pending::Inquiry(_) | Pending::Discard { .. } => {
                 self.batch.copy_within(self.start..self.end, 0);
                 self.end -= self.start;
                 self.start = 0;
@@ -83,11 +91,18 @@ impl Inbound {
         }
     }
 
+    /// Whether a request's header has come, and not all of its payload.
+    pub fn awaits_payload(&self) -> bool {
+        matches!(self.pending, Pending::Payload { .. })
+    }
+
     /// Says that so many bytes of [`Self::vacancy`] have been filled.
     pub fn received(&mut self, count: usize) {
         match &mut self.pending {
             Pending::Payload { payload, filled, .. } => *filled = payload.length.min(*filled + count),
-            Pending::Header | Pending::Discard { .. } => self.end = self.batch.len().min(self.end + count),
+            Pending::Header | Pending::Inquiry(_) | Pending::Discard { .. } => {
+                self.end = self.batch.len().min(self.end + count)
+            }
         }
     }
 
@@ -114,6 +129,16 @@ impl Inbound {
                     }
                     self.pending = Pending::Payload { request, payload, filled };
                     return Ok(None);
+                }
+                Pending::Inquiry(mut inquiry) => {
+                    self.start += inquiry.take(self.batch.get(self.start..self.end).unwrap_or_default());
+                    let Some(verdict) = inquiry.verdict(terms, size) else {
+                        self.pending = Pending::Inquiry(inquiry);
+                        return Ok(None);
+                    };
+                    if let Some(event) = self.begin(verdict) {
+                        return Ok(Some(event));
+                    }
                 }
                 Pending::Discard { refusal, left } => {
                     let dropped = left.min(self.end - self.start);
@@ -148,6 +173,10 @@ impl Inbound {
             Verdict::Refuse(refusal) => {
                 let left = refusal.discard as usize;
                 self.pending = Pending::Discard { refusal, left };
+                None
+            }
+            Verdict::Inquire(inquiry) => {
+                self.pending = Pending::Inquiry(inquiry);
                 None
             }
             Verdict::Disconnect => Some(Event::Disconnect),

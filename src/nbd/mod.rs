@@ -15,7 +15,9 @@ pub mod copy;
 mod errno;
 mod handshake;
 mod inbound;
+mod inquiry;
 mod negotiate;
+mod relay;
 pub mod reply;
 mod request;
 mod secure;
@@ -30,6 +32,7 @@ pub use handshake::{
     Closed, Encryption, ExportDescription, Exports, Handshake, Listed, Negotiated, Policy, Progress, transmission_flags,
 };
 pub use inbound::{Event, Inbound, Payload};
+pub use inquiry::Inquiry;
 pub use request::{Command, Contexts, Headers, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
 pub use secure::{Line, Secure, Wire};
 pub use stream::{Stream, write_both};

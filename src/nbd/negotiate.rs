@@ -75,7 +75,8 @@ fn export_name<E: Exports>(data: &[u8], facts: &Facts, exports: &E, output: &mut
         return Answer::Close;
     }
     output.extend(description.size.to_be_bytes());
-    output.extend(transmission_flags(description.read_only, facts.headers).to_be_bytes());
+    let contexts = facts.contexts_for(name);
+    output.extend(transmission_flags(description.read_only, facts.headers, contexts).to_be_bytes());
     if !facts.no_zeroes {
         output.extend([0; EXPORT_NAME_PADDING]);
     }
@@ -83,9 +84,7 @@ fn export_name<E: Exports>(data: &[u8], facts: &Facts, exports: &E, output: &mut
 }
 
 fn negotiated<T>(asked: &str, description: ExportDescription, export: T, facts: &Facts) -> Negotiated<T> {
-    let chosen = facts.contexts_of.as_ref().filter(|(name, _)| name == asked);
-    let contexts = chosen.map(|(_, contexts)| *contexts).unwrap_or_default();
-    Negotiated { export, description, headers: facts.headers, contexts }
+    Negotiated { export, description, headers: facts.headers, contexts: facts.contexts_for(asked) }
 }
 
 fn info_or_go<E: Exports>(
@@ -107,7 +106,7 @@ fn info_or_go<E: Exports>(
         }
     };
     let sizes_known = wanted.contains(&NBD_INFO_BLOCK_SIZE);
-    describe(option, &description, &wanted, facts, output);
+    describe(option, name, &description, &wanted, facts, output);
     if description.minimum_block > 1 && !sizes_known {
         let text = format!("requests must be multiples of {} bytes", description.minimum_block);
         refuse(option, NBD_REP_ERR_BLOCK_SIZE_REQD, &text, output);
@@ -128,12 +127,12 @@ fn parse_info(data: &[u8]) -> Option<(&str, Vec<u16>)> {
     fields.0.is_empty().then_some((name, wanted))
 }
 
-fn describe(option: u32, export: &ExportDescription, wanted: &[u16], facts: &Facts, output: &mut Vec<u8>) {
+fn describe(option: u32, asked: &str, export: &ExportDescription, wanted: &[u16], facts: &Facts, output: &mut Vec<u8>) {
     let mut info = |kind: u16, parts: &[&[u8]]| {
         let data = [&[&kind.to_be_bytes()[..]], parts].concat().concat();
         reply(option, NBD_REP_INFO, &data, output);
     };
-    let flags = transmission_flags(export.read_only, facts.headers);
+    let flags = transmission_flags(export.read_only, facts.headers, facts.contexts_for(asked));
     info(NBD_INFO_EXPORT, &[&export.size.to_be_bytes(), &flags.to_be_bytes()]);
     if wanted.contains(&NBD_INFO_NAME) {
         info(NBD_INFO_NAME, &[clipped(&export.name).as_bytes()]);

@@ -4,15 +4,19 @@
 //! and fits into memory. Sections "Request message", "Command flags" and "Request types".
 
 use super::errno::NbdErrno;
+use super::inquiry::Inquiry;
 use super::reply::Reply;
 use super::wire::*;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// The payload of a refused write is read and dropped if it has up to this many bytes; a client that sends more has
 /// not listened to the limits and is disconnected.
 const MAX_DISCARDED: u32 = 2 * MAX_PAYLOAD;
 
 /// Which headers requests and replies have. Sections "Simple reply message" and following.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Headers {
     /// Simple replies only: an error is a number.
     #[default]
@@ -33,7 +37,7 @@ impl Headers {
 }
 
 /// The metadata contexts that a client chose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contexts {
     /// [`BASE_ALLOCATION`]
     pub allocation: bool,
@@ -48,7 +52,7 @@ impl Contexts {
 }
 
 /// What was agreed on for this connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     pub read_only: bool,
     pub headers: Headers,
@@ -98,6 +102,8 @@ pub enum Command {
         offset: u64,
         length: u64,
         one: bool,
+        /// Absent: in all contexts that were chosen.
+        only: Option<Contexts>,
     },
 }
 
@@ -113,7 +119,7 @@ impl Command {
 pub struct Refusal {
     pub reply: Reply,
     pub errno: NbdErrno,
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// So many bytes of payload follow the request and are to be dropped.
     pub discard: u32,
 }
@@ -131,6 +137,8 @@ pub enum ProtocolError {
 pub enum Verdict {
     Run(Request),
     Refuse(Refusal),
+    /// A request for block status of which the rest is in its payload.
+    Inquire(Inquiry),
     /// The client takes its leave; no reply.
     Disconnect,
 }
@@ -153,13 +161,16 @@ pub fn decode_request(header: &[u8], terms: &Terms, size: u64) -> Result<Option<
         return Ok(Some(Verdict::Disconnect));
     }
     let reply = Reply { headers: terms.headers, cookie, offset: raw.offset };
+    if let Some(inquiry) = raw.inquiry(terms, reply) {
+        return Ok(Some(Verdict::Inquire(inquiry)));
+    }
     Ok(Some(match raw.check(terms, size) {
         Ok(command) => Verdict::Run(Request { reply, command }),
         Err((errno, reason)) => {
             let payload = if raw.has_payload(terms) { raw.length } else { 0 };
             let discard = u32::try_from(payload).ok().filter(|length| *length <= MAX_DISCARDED);
             let discard = discard.ok_or(ProtocolError::Flood(payload))?;
-            Verdict::Refuse(Refusal { reply, errno, reason, discard })
+            Verdict::Refuse(Refusal { reply, errno, reason: reason.into(), discard })
         }
     }))
 }
@@ -172,7 +183,8 @@ struct Raw {
     length: u64,
 }
 
-type Fault = (NbdErrno, &'static str);
+/// The error to answer with, and why.
+pub(super) type Fault = (NbdErrno, &'static str);
 
 impl Raw {
     /// Magic number, cookie and the rest.
@@ -194,6 +206,14 @@ impl Raw {
         }
     }
 
+    /// The payload form of a request for block status, if it is one that can be right. Section "Request types".
+    fn inquiry(&self, terms: &Terms, reply: Reply) -> Option<Inquiry> {
+        let known = NBD_CMD_FLAG_REQ_ONE | NBD_CMD_FLAG_PAYLOAD_LEN | NBD_CMD_FLAG_FUA;
+        let asked = self.kind == NBD_CMD_BLOCK_STATUS && self.has_payload(terms) && terms.contexts.any();
+        let well_formed = asked && self.flags & !known == 0;
+        well_formed.then(|| Inquiry::new(reply, self.flags & NBD_CMD_FLAG_REQ_ONE != 0, self.length)).flatten()
+    }
+
     fn check(&self, terms: &Terms, size: u64) -> Result<Command, Fault> {
         let writes = matches!(self.kind, NBD_CMD_WRITE | NBD_CMD_TRIM | NBD_CMD_WRITE_ZEROES);
         self.check_flags(terms)?;
@@ -207,7 +227,7 @@ impl Raw {
             return Ok(Command::Flush);
         }
         self.check_payload(terms)?;
-        self.check_range(terms, size)?;
+        check_range(self.kind, (self.offset, self.length), terms, size)?;
         Ok(self.command())
     }
 
@@ -222,6 +242,9 @@ impl Raw {
             NBD_CMD_WRITE if extended => NBD_CMD_FLAG_PAYLOAD_LEN,
             NBD_CMD_READ | NBD_CMD_WRITE | NBD_CMD_FLUSH | NBD_CMD_TRIM | NBD_CMD_CACHE => 0,
             NBD_CMD_WRITE_ZEROES => NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+            NBD_CMD_BLOCK_STATUS if terms.contexts.any() && self.has_payload(terms) => {
+                return Err((NbdErrno::Inval, "the payload names no contexts, or more than there are"));
+            }
             NBD_CMD_BLOCK_STATUS if terms.contexts.any() => NBD_CMD_FLAG_REQ_ONE,
             NBD_CMD_BLOCK_STATUS => return Err((NbdErrno::Inval, "no metadata context was negotiated")),
             _ => return Err((NbdErrno::Inval, "the server does not know this command")),
@@ -245,22 +268,6 @@ impl Raw {
         }
     }
 
-    fn check_range(&self, terms: &Terms, size: u64) -> Result<(), Fault> {
-        if self.length == 0 {
-            return Err((NbdErrno::Inval, "the length is zero"));
-        }
-        let block = u64::from(terms.minimum_block.max(1));
-        if !self.offset.is_multiple_of(block) || !self.length.is_multiple_of(block) {
-            return Err((NbdErrno::Inval, "offset and length are not multiples of the minimum block size"));
-        }
-        let within = self.offset.checked_add(self.length).is_some_and(|end| end <= size);
-        let errno = match self.kind {
-            NBD_CMD_WRITE | NBD_CMD_WRITE_ZEROES => NbdErrno::NoSpc,
-            _ => NbdErrno::Inval,
-        };
-        if within { Ok(()) } else { Err((errno, "the range reaches beyond the end of the export")) }
-    }
-
     /// Payloads have been found short enough before.
     fn command(&self) -> Command {
         let Self { flags, kind, offset, length } = *self;
@@ -275,11 +282,29 @@ impl Raw {
                 let (may_punch, fast) = (!has(NBD_CMD_FLAG_NO_HOLE), has(NBD_CMD_FLAG_FAST_ZERO));
                 Command::WriteZeroes { offset, length, may_punch, fast, fua }
             }
-            NBD_CMD_BLOCK_STATUS => Command::BlockStatus { offset, length, one: has(NBD_CMD_FLAG_REQ_ONE) },
+            NBD_CMD_BLOCK_STATUS => Command::BlockStatus { offset, length, one: has(NBD_CMD_FLAG_REQ_ONE), only: None },
             // A read is always answered with one chunk of content, so "don't fragment" asks for nothing more.
             _ => Command::Read { offset, length: payload },
         }
     }
+}
+
+/// Whether a range, as offset and length in bytes, is one that the command may touch.
+pub(super) fn check_range(kind: u16, range: (u64, u64), terms: &Terms, size: u64) -> Result<(), Fault> {
+    let (offset, length) = range;
+    if length == 0 {
+        return Err((NbdErrno::Inval, "the length is zero"));
+    }
+    let block = u64::from(terms.minimum_block.max(1));
+    if !offset.is_multiple_of(block) || !length.is_multiple_of(block) {
+        return Err((NbdErrno::Inval, "offset and length are not multiples of the minimum block size"));
+    }
+    let within = offset.checked_add(length).is_some_and(|end| end <= size);
+    let errno = match kind {
+        NBD_CMD_WRITE | NBD_CMD_WRITE_ZEROES => NbdErrno::NoSpc,
+        _ => NbdErrno::Inval,
+    };
+    if within { Ok(()) } else { Err((errno, "the range reaches beyond the end of the export")) }
 }
 
 /// Writes a request as a client sends it; a write's payload follows.
@@ -310,7 +335,7 @@ mod tests {
     fn errno(flags: u16, kind: u16, offset: u64, length: u32, terms: Terms) -> Option<NbdErrno> {
         match judge(flags, kind, offset, length, terms) {
             Ok(Verdict::Refuse(refusal)) => Some(refusal.errno),
-            Ok(Verdict::Run(_) | Verdict::Disconnect) => None,
+            Ok(Verdict::Run(_) | Verdict::Inquire(_) | Verdict::Disconnect) => None,
             Err(error) => panic!("{error}"),
         }
     }
@@ -398,6 +423,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_request_that_is_written_anew_means_the_same(
+            flags in 0u16..128, kind in 0u16..9, offset in 0..SIZE, length in 0u32..100_000, long: bool,
+        ) {
+            let headers = if long { Headers::Extended } else { Headers::Structured };
+            let (terms, mut bytes) = (Terms { headers, ..ALL }, Vec::new());
+            encode_request(flags, kind, 7, offset, length, &mut bytes);
+            if long {
+                bytes.splice(..4, NBD_EXTENDED_REQUEST_MAGIC.to_be_bytes());
+                bytes.splice(24.., u64::from(length).to_be_bytes());
+            }
+            if let Ok(Some(Verdict::Run(request))) = decode_request(&bytes, &terms, SIZE) {
+                let mut anew = Vec::new();
+                request.encode(&mut anew);
+                prop_assert_eq!(anew.len(), headers.request_length());
+                prop_assert_eq!(decode_request(&anew, &terms, SIZE), Ok(Some(Verdict::Run(request))));
+            }
+        }
+
         #[test]
         fn what_is_let_through_lies_within_the_export(
             flags in 0u16..64, kind in 0u16..10, offset in prop_oneof![0..2 * SIZE, any::<u64>()],

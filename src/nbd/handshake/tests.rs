@@ -120,12 +120,16 @@ fn go_describes_the_export_as_it_was_asked_to_and_enters() {
 
 #[test]
 fn flags_say_what_may_be_done() {
-    let writable = transmission_flags(false, Headers::Structured);
+    let chosen = Contexts { allocation: true, depth: false };
+    let writable = transmission_flags(false, Headers::Structured, chosen);
     assert!(writable & NBD_FLAG_SEND_TRIM != 0 && writable & NBD_FLAG_SEND_DF != 0);
     assert!(writable & NBD_FLAG_CAN_MULTI_CONN != 0 && writable & NBD_FLAG_READ_ONLY == 0);
-    let read_only = transmission_flags(true, Headers::Compact);
+    let read_only = transmission_flags(true, Headers::Compact, Contexts::default());
     assert!(read_only & NBD_FLAG_READ_ONLY != 0 && read_only & NBD_FLAG_SEND_DF == 0);
     assert!(read_only & (NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES) == 0);
+    let payload = |headers, contexts| transmission_flags(false, headers, contexts) & NBD_FLAG_BLOCK_STATUS_PAYLOAD != 0;
+    assert!(payload(Headers::Extended, chosen));
+    assert!(!payload(Headers::Extended, Contexts::default()) && !payload(Headers::Structured, chosen));
 }
 
 #[test]
@@ -268,6 +272,18 @@ fn data_too_long_to_keep_is_skipped_and_said_so() {
     let kinds: Vec<u32> = replies(&output).iter().map(|reply| reply.1).collect();
     assert_eq!(kinds, [NBD_REP_ERR_TOO_BIG, NBD_REP_SERVER, NBD_REP_SERVER, NBD_REP_ACK]);
     assert_eq!(end, End::Open);
+}
+
+#[test]
+fn a_choice_of_contexts_too_long_to_keep_unsets_and_leave_of_any_length_is_granted() {
+    let structured = option(NBD_OPT_STRUCTURED_REPLY, &[]);
+    let chosen = option(NBD_OPT_SET_META_CONTEXT, &contexts("disk", &[BASE_ALLOCATION]));
+    let long = option(NBD_OPT_SET_META_CONTEXT, &vec![0; MAX_OPTION as usize + 1]);
+    let (_, end) = kinds(&[structured, chosen, long, option(NBD_OPT_GO, &info("disk", &[]))]);
+    let End::Entered(negotiated) = end else { panic!("{end:?}") };
+    assert!(!negotiated.contexts.any(), "a failed choice unsets, whatever it failed of");
+    let leave = option(NBD_OPT_ABORT, &vec![0; MAX_OPTION as usize + 1]);
+    assert_eq!(kinds(&[leave]), (vec![NBD_REP_ACK], End::Closed));
 }
 
 fn any_option() -> impl Strategy<Value = Vec<u8>> {

@@ -13,8 +13,10 @@ fn check(command: Command, payload: &[u8], terms: &Terms) {
         Command::Flush => return,
         Command::Read { offset, length } => (offset, length.into(), false),
         Command::Cache { offset, length } => (offset, length, false),
-        Command::BlockStatus { offset, length, .. } => {
-            assert!(terms.contexts.any());
+        Command::BlockStatus { offset, length, only, .. } => {
+            let asked = only.unwrap_or(terms.contexts);
+            assert!(asked.any() && asked.allocation <= terms.contexts.allocation && asked.depth <= terms.contexts.depth);
+            assert!(only.is_none() || terms.headers == Headers::Extended);
             (offset, length, false)
         }
         Command::Write { offset, length, .. } => {
@@ -69,7 +71,8 @@ fuzz_target!(|input: &[u8]| {
             (true, false) => Headers::Structured,
             (false, false) => Headers::Compact,
         },
-        contexts: Contexts { allocation: choice & 2 != 0 && choice & 4 != 0, depth: choice & 32 != 0 },
+        // Without structured replies nobody can choose contexts.
+        contexts: Contexts { allocation: choice & 18 != 0 && choice & 4 != 0, depth: choice & 18 != 0 && choice & 32 != 0 },
         minimum_block: if choice & 8 != 0 { 512 } else { 1 },
     };
     assert_eq!(events(input, usize::MAX, &terms), events(input, 1, &terms));
