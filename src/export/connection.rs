@@ -3,14 +3,17 @@
 
 mod reception;
 
+pub(super) use reception::cut;
+
 use super::listener::Origin;
-use super::server::{Registered, Shared};
-use super::transmission::{Presence, Session, TransmissionError, serve_here};
+use super::server::{Registered, Shared, Stage};
+use super::transmission::{Owed, Presence, Session, TransmissionError, serve_here};
 use crate::nbd::{ExportDescription, Line, Negotiated, Secure, Stream, Terms};
 use reception::Entered;
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Why a connection ended other than by its client's leave.
 #[derive(Debug, thiserror::Error)]
@@ -57,11 +60,14 @@ fn serve(
     let Negotiated { export, description, headers, contexts } = negotiated;
     let ExportDescription { name, read_only, minimum_block, .. } = description;
     let terms = Terms { read_only, headers, contexts, minimum_block };
-    if let Line::Plain(_) = &line {
-        registered.hand_over();
+    let stage = if matches!(line, Line::Plain(_)) && shared.engine.parts() { Stage::Engine } else { Stage::Alone };
+    registered.enter(stage, &name);
+    // Who was told to end was not yet among those who have to hear it.
+    if stage == Stage::Alone && shared.dismissing.load(Ordering::SeqCst) {
+        stream.shutdown(Shutdown::Read)?;
     }
     let presence = Presence::new(Arc::clone(stream), Box::new((seat, registered)));
-    let session = Session { export: Arc::new(export), name, terms, leftover, presence };
+    let session = Session { export: Arc::new(export), name, terms, leftover, owed: Owed::default(), presence };
     match line {
         Line::Plain(_) => shared.engine.serve(session),
         Line::Tls(secure) => serve_secure(shared, origin, session, *secure)?,
@@ -76,7 +82,7 @@ fn serve_secure(
     session: Session,
     mut secure: Secure,
 ) -> Result<(), TransmissionError> {
-    let outcome = serve_here(&session, &mut secure, &shared.closing);
+    let outcome = serve_here(&session, &mut secure, &shared.dismissing);
     let Session { export, presence, .. } = session;
     drop(export);
     // "The server MUST close down the TLS session": as far as the client listens, and never while an export is held.

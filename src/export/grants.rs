@@ -2,11 +2,13 @@
 //!
 //! Pure data and pure rules; [`super::ExportTable`] holds them under one lock with the connections.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Guest {
     /// On this host, root or the server's own user, by the kernel's word.
     Local,

@@ -6,7 +6,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 use nix::sys::stat::{Mode, fchmod};
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -50,6 +50,15 @@ impl Listener {
         Ok(Self::Tcp(listener))
     }
 
+    /// One that another process has listened with, if it listens where it should.
+    pub(super) fn inherited_tcp(socket: OwnedFd, wanted: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::from(socket);
+        let bound = listener.local_addr()?;
+        check(bound.ip() == wanted.ip() && (wanted.port() == 0 || bound.port() == wanted.port()))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self::Tcp(listener))
+    }
+
     fn accept(&self) -> io::Result<(Stream, Origin)> {
         match self {
             Self::Tcp(listener) => {
@@ -87,7 +96,13 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    /// Absent when another process goes on with it.
+    identity: Option<(u64, u64)>,
+}
+
+fn check(listens_there: bool) -> io::Result<()> {
+    let other = || io::Error::new(io::ErrorKind::AddrNotAvailable, "the inherited socket listens elsewhere");
+    if listens_there { Ok(()) } else { Err(other()) }
 }
 
 impl SocketFile {
@@ -102,9 +117,18 @@ impl SocketFile {
         // Linux gives the file the mode that the socket has when it is bound.
         fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
         bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-        let identity = identity(path)?;
+        let identity = Some(identity(path)?);
         listen(&fd, Backlog::new(BACKLOG)?)?;
         let listener = UnixListener::from(fd);
+        listener.set_nonblocking(true)?;
+        Ok((Self { path: path.to_owned(), identity }, Listener::Unix(listener)))
+    }
+
+    /// The same with a socket that another process has listened with at `path`.
+    pub(super) fn inherited(socket: OwnedFd, path: &Path) -> io::Result<(Self, Listener)> {
+        let listener = UnixListener::from(socket);
+        check(listener.local_addr()?.as_pathname() == Some(path))?;
+        let identity = Some(identity(path)?);
         listener.set_nonblocking(true)?;
         Ok((Self { path: path.to_owned(), identity }, Listener::Unix(listener)))
     }
@@ -112,11 +136,17 @@ impl SocketFile {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Does not remove the file.
+    pub(super) fn leave(mut self) {
+        self.identity = None;
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = identity(&self.path).is_ok_and(|identity| identity == self.identity);
+        let Some(left) = self.identity else { return };
+        let ours = identity(&self.path).is_ok_and(|identity| identity == left);
         if ours && let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "could not remove the socket");
         }

@@ -9,21 +9,32 @@
 //! | a client | TLS with a certificate of the cluster for a client's role | it was granted the export |
 //! | a service, or anybody else | | nowhere |
 //!
+//! Every export has an [`Account`]: what was asked of it is counted there, and what may be asked is limited there.
+//!
 //! Whoever shows a certificate is that client, on this host as well. A certificate that ends or is revoked ends no
 //! connection: the control plane fences whom it no longer wants, and no new connection comes up.
 
+mod account;
 mod connection;
 mod freeze;
 mod grants;
+mod histogram;
+mod limits;
 mod listener;
+mod meter;
+mod quota;
 mod server;
 mod table;
 mod tls;
 mod transmission;
 
+pub use account::Account;
 pub use freeze::{Freeze, FreezeError};
 pub use grants::{AdmitError, AttachError, Grant, Guest};
-pub use server::{NbdServer, PeerPolicy, ServerConfig, ServerError};
+pub use server::{
+    Adopted, Adopter, Carried, Held, HoldError, InheritedListeners, NbdServer, PeerPolicy, RefusalRecord, ServerConfig,
+    ServerError, SessionRecord,
+};
 pub use table::{Attached, Cut, ExportTable, Fenced, PublishError, Retired, ServedExport};
 pub use transmission::{EngineChoice, EngineError, ParseEngineError};
 

@@ -3,23 +3,28 @@
 //! A handshake has a thread of its own, which ends at the latest with its deadline: a dead or slow client does not hurt
 //! others. What follows the handshake is the engine's; a connection with TLS stays on its thread.
 
+mod handover;
+
 use super::connection;
 use super::listener::{Listener, Origin, SocketFile, accept_all};
 use super::table::ExportTable;
 use super::tls::ServerTls;
-use super::transmission::{Engine, EngineChoice, EngineError};
+use super::transmission::{Engine, EngineChoice, EngineError, Session};
 use crate::host::tcp_peer;
 use crate::nbd::Stream;
 use crate::pki::Keyring;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+pub use handover::{Adopted, Adopter, Carried, Held, HoldError, RefusalRecord, SessionRecord};
 
 /// Connections that are only told why they are refused; beyond these they are closed without a word.
 const REFUSALS: usize = 64;
@@ -93,9 +98,18 @@ pub struct NbdServer {
     shared: Arc<Shared>,
     address: Option<SocketAddr>,
     socket: Option<SocketFile>,
+    /// Those that nobody accepts from now.
+    listeners: Vec<Listener>,
     /// Closing it stops the accepting thread.
     stop: Option<UnixStream>,
-    acceptor: Option<JoinHandle<()>>,
+    acceptor: Option<JoinHandle<Vec<Listener>>>,
+}
+
+/// Listening sockets that another process has left; what clients have begun there is answered here.
+#[derive(Debug, Default)]
+pub struct InheritedListeners {
+    pub tcp: Option<OwnedFd>,
+    pub unix: Option<OwnedFd>,
 }
 
 /// What all connections of a server have in common.
@@ -104,6 +118,8 @@ pub(super) struct Shared {
     pub(super) config: Rules,
     pub(super) engine: Engine,
     pub(super) closing: Arc<AtomicBool>,
+    /// Connections on threads of their own are to end: at shutdown, and before others are handed over.
+    pub(super) dismissing: Arc<AtomicBool>,
     registry: Mutex<Registry>,
     changed: Condvar,
 }
@@ -126,12 +142,27 @@ struct Registry {
     refused: usize,
     /// In the order of their coming.
     unproven: VecDeque<u64>,
+    /// Connections are being handed over; these have been.
+    holding: bool,
+    parted: Vec<Session>,
 }
 
 struct Connection {
     stream: Arc<Stream>,
-    /// The engine has it now.
-    handed: bool,
+    stage: Stage,
+    /// The export's name, once it is known.
+    export: String,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Shaking hands.
+    Arriving,
+    /// Served on a thread of its own.
+    Alone,
+    /// The engine has it.
+    Engine,
 }
 
 /// Kinds of room, so that clients that are refused, or come to nothing, cannot crowd out those that are welcome.
@@ -163,11 +194,23 @@ impl Seat {
 impl NbdServer {
     /// Binds, and accepts from then on.
     pub fn start(config: ServerConfig, table: Arc<ExportTable>) -> Result<Self, ServerError> {
+        let mut this = Self::prepare(config, table, InheritedListeners::default())?;
+        this.open()?;
+        Ok(this)
+    }
+
+    /// Binds, or goes on with sockets that listen where they should, and accepts nobody before [`Self::open`].
+    pub fn prepare(
+        config: ServerConfig,
+        table: Arc<ExportTable>,
+        inherited: InheritedListeners,
+    ) -> Result<Self, ServerError> {
         let mut listeners = Vec::new();
         let mut address = None;
         if let Some(wanted) = config.tcp {
             let failed = |source| ServerError::Tcp { address: wanted, source };
-            let listener = Listener::tcp(wanted).map_err(failed)?;
+            let left = inherited.tcp.and_then(|socket| usable(Listener::inherited_tcp(socket, wanted)));
+            let listener = left.map_or_else(|| Listener::tcp(wanted), Ok).map_err(failed)?;
             if let Listener::Tcp(tcp) = &listener {
                 address = Some(tcp.local_addr().map_err(failed)?);
             }
@@ -176,23 +219,48 @@ impl NbdServer {
         let mut socket = None;
         if let Some(path) = &config.unix {
             let failed = |source| ServerError::Unix { path: path.clone(), source };
-            let (file, listener) = SocketFile::listen(path).map_err(failed)?;
+            let left = inherited.unix.and_then(|socket| usable(SocketFile::inherited(socket, path)));
+            let (file, listener) = left.map_or_else(|| SocketFile::listen(path), Ok).map_err(failed)?;
             socket = Some(file);
             listeners.push(listener);
         }
         let ServerConfig { max_connections, handshake_timeout, drain_timeout, local, tls, engine, .. } = config;
         let tls = tls.map(ServerTls::new).transpose()?;
         let config = Rules { max_connections, handshake_timeout, drain_timeout, local, tls };
+        let (closing, dismissing) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let engine = Engine::start(engine, &closing, &dismissing)?;
+        let (registry, changed) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { table, config, engine, closing, dismissing, registry, changed });
+        Ok(Self { shared, address, socket, listeners, stop: None, acceptor: None })
+    }
+
+    /// Accepts from now on, those first who have waited.
+    pub fn open(&mut self) -> Result<(), ServerError> {
+        if self.listeners.is_empty() {
+            return Ok(());
+        }
         let (stop, stopped) = UnixStream::pair().map_err(ServerError::Thread)?;
-        let (closing, registry, changed) = (Arc::<AtomicBool>::default(), Mutex::default(), Condvar::new());
-        let engine = Engine::start(engine, &closing)?;
-        let shared = Arc::new(Shared { table, config, engine, closing, registry, changed });
-        let accepting = Arc::clone(&shared);
-        let acceptor = std::thread::Builder::new()
-            .name("nbd-accept".into())
-            .spawn(move || accept_all(&listeners, &stopped, |stream, origin| accepting.begin(stream, origin)))
-            .map_err(ServerError::Thread)?;
-        Ok(Self { shared, address, socket, stop: Some(stop), acceptor: Some(acceptor) })
+        let listeners = std::mem::take(&mut self.listeners);
+        let accepting = Arc::clone(&self.shared);
+        let accept = move || {
+            accept_all(&listeners, &stopped, |stream, origin| accepting.begin(stream, origin));
+            listeners
+        };
+        let acceptor = std::thread::Builder::new().name("nbd-accept".into()).spawn(accept);
+        self.acceptor = Some(acceptor.map_err(ServerError::Thread)?);
+        self.stop = Some(stop);
+        Ok(())
+    }
+
+    /// Accepts nobody until it is opened again; whoever comes meanwhile waits.
+    fn close(&mut self) {
+        self.stop = None;
+        if let Some(acceptor) = self.acceptor.take() {
+            match acceptor.join() {
+                Ok(listeners) => self.listeners = listeners,
+                Err(_) => tracing::error!("the thread that accepts NBD connections has panicked"),
+            }
+        }
     }
 
     /// The TCP address that is listened on, with the port picked.
@@ -219,9 +287,11 @@ impl NbdServer {
     /// after the drain timeout; an operation that the medium does not finish is waited for.
     pub fn shutdown(&mut self) {
         self.shared.closing.store(true, Ordering::SeqCst);
-        self.stop = None;
-        join(self.acceptor.take());
+        self.shared.dismissing.store(true, Ordering::SeqCst);
+        self.shared.table.call();
+        self.close();
         // New servers may take the place from here on.
+        self.listeners.clear();
         self.socket = None;
         self.shared.end_all();
     }
@@ -231,6 +301,11 @@ impl Drop for NbdServer {
     fn drop(&mut self) {
         self.shutdown();
     }
+}
+
+/// What cannot be gone on with is closed, and somewhere else is listened.
+fn usable<T>(inherited: io::Result<T>) -> Option<T> {
+    inherited.inspect_err(|error| tracing::warn!(%error, "listening anew for NBD")).ok()
 }
 
 fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
@@ -255,23 +330,28 @@ impl Shared {
             tracing::warn!(%origin, "closing an NBD connection: there are too many");
             return;
         }
-        let number = registry.next;
-        registry.next += 1;
-        let stream = Arc::new(stream);
-        registry.connections.insert(number, Connection { stream: Arc::clone(&stream), handed: false });
         drop(registry);
         join(ended);
+        let stream = Arc::new(stream);
+        let registered = self.register(&stream);
         let shared = Arc::clone(self);
-        let thread = std::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
-            let registered = Registered { shared: Arc::clone(&shared), number };
-            connection::run(&shared, &stream, origin, registered);
-        });
-        match thread {
+        self.run(registered.number, move || connection::run(&shared, &stream, origin, registered));
+    }
+
+    fn register(self: &Arc<Self>, stream: &Arc<Stream>) -> Registered {
+        let mut registry = self.registry();
+        let number = registry.next;
+        registry.next += 1;
+        let connection = Connection { stream: Arc::clone(stream), stage: Stage::Arriving, export: String::new() };
+        registry.connections.insert(number, connection);
+        Registered { shared: Arc::clone(self), number }
+    }
+
+    /// Runs a connection on a thread of its own.
+    fn run(&self, number: u64, serve: impl FnOnce() + Send + 'static) {
+        match std::thread::Builder::new().name(format!("nbd-{number}")).spawn(serve) {
             Ok(thread) => self.registry().threads.push(thread),
-            Err(error) => {
-                tracing::warn!(%error, %origin, "closing an NBD connection: no thread for it");
-                self.forget(number);
-            }
+            Err(error) => tracing::warn!(%error, "closing an NBD connection: no thread for it"),
         }
     }
 
@@ -310,22 +390,27 @@ impl Shared {
 
     fn end_all(&self) {
         // An engine that waits for all its clients at once needs no word from their sockets.
+        self.table.wake_all();
         let engine_hears = self.engine.drain();
-        self.hang_up(Shutdown::Read, |connection| !(connection.handed && engine_hears));
-        let deadline = Instant::now() + self.config.drain_timeout;
-        let mut registry = self.registry();
-        while !registry.connections.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            registry = self.changed.wait_timeout(registry, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let threads = std::mem::take(&mut registry.threads);
-        drop(registry);
+        self.hang_up(Shutdown::Read, |connection| !(connection.stage == Stage::Engine && engine_hears));
+        self.wait_until(Instant::now() + self.config.drain_timeout, |registry| registry.connections.is_empty());
+        let threads = std::mem::take(&mut self.registry().threads);
         self.hang_up(Shutdown::Both, |_| true);
         join(threads);
         self.engine.end();
+    }
+
+    /// Waits for something to be true of the connections; says whether it is.
+    fn wait_until(&self, deadline: Instant, is_true: impl Fn(&Registry) -> bool) -> bool {
+        let mut registry = self.registry();
+        while !is_true(&registry) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            registry = self.changed.wait_timeout(registry, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 
     fn hang_up(&self, how: Shutdown, whom: impl Fn(&Connection) -> bool) {
@@ -348,11 +433,13 @@ impl Registered {
         self.number
     }
 
-    /// Says that the engine has the connection now.
-    pub(super) fn hand_over(&self) {
+    /// Says how far the connection has come, to which export.
+    pub(super) fn enter(&self, stage: Stage, export: &str) {
         if let Some(connection) = self.shared.registry().connections.get_mut(&self.number) {
-            connection.handed = true;
+            connection.stage = stage;
+            connection.export = export.to_owned();
         }
+        self.shared.changed.notify_all();
     }
 }
 

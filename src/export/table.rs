@@ -10,21 +10,27 @@
 //! published and outlives its end. A fence takes the grant and waits until the client's last operation is done. Who
 //! comes in is judged under the same lock, so nobody slips in behind a fence, however long its handshake took.
 
+use super::account::Account;
 use super::grants::{AdmitError, AttachError, Grant, Grants, Guest};
 use crate::io::{BlockIo, WriteGate};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use uuid::Uuid;
 
 /// One export as the control plane hands it over.
 #[derive(Clone)]
 pub struct ServedExport {
     pub name: String,
+    /// Tells these bytes from others that bear the name at another time.
+    pub id: Uuid,
     /// For people; may be empty.
     pub description: String,
     pub io: Arc<dyn BlockIo>,
     pub read_only: bool,
+    /// Where it is counted, and what limits it; the same one each time the same export is published.
+    pub account: Arc<Account>,
 }
 
 /// Ends a connection from another thread; called at most once, and must not block.
@@ -64,13 +70,18 @@ pub struct ExportTable {
     changing: Mutex<()>,
     /// Held before an entry's users, by whoever comes in and whoever changes a grant; never while waiting.
     grants: Mutex<Grants>,
+    /// How often something began to be served, or somebody called those who wait for that.
+    news: Mutex<u64>,
+    heard: Condvar,
 }
 
 struct Entry {
+    id: Uuid,
     /// Passed by every change of what the medium holds.
     writes: Arc<WriteGate>,
     description: String,
     read_only: bool,
+    account: Arc<Account>,
     users: Mutex<Users>,
     idle: Condvar,
     leaving: AtomicBool,
@@ -98,6 +109,7 @@ pub struct Attached {
     number: u64,
     /// Present until dropped.
     io: Option<Arc<dyn BlockIo>>,
+    guest: Option<Guest>,
     read_only: bool,
     /// This connection alone was cut.
     ended: Arc<AtomicBool>,
@@ -117,7 +129,7 @@ impl ExportTable {
     /// # Errors
     /// The name is in use, or its former bearer has not gone yet.
     pub fn publish(&self, export: ServedExport) -> Result<(), PublishError> {
-        let ServedExport { name, description, io, read_only } = export;
+        let ServedExport { name, id, description, io, read_only, account } = export;
         let _changing = lock(&self.changing);
         let current = self.snapshot();
         if let Some(entry) = current.get(&name) {
@@ -126,11 +138,40 @@ impl ExportTable {
         }
         let users = Mutex::new(Users { io: Some(io), present: HashMap::new(), next: 0 });
         let (writes, idle, leaving) = (WriteGate::new(), Condvar::new(), AtomicBool::new(false));
-        let entry = Entry { writes, description, read_only, users, idle, leaving };
+        let entry = Entry { id, writes, description, read_only, account, users, idle, leaving };
         let mut next = Snapshot::clone(&current);
         next.insert(name, Arc::new(entry));
         *lock(&self.current) = Arc::new(next);
+        self.call();
         Ok(())
+    }
+
+    /// Has those look again who wait for something to be served.
+    pub(super) fn call(&self) {
+        *lock(&self.news) += 1;
+        self.heard.notify_all();
+    }
+
+    /// To be asked for before looking; see [`Self::wait_for_news`].
+    pub(super) fn news(&self) -> u64 {
+        *lock(&self.news)
+    }
+
+    /// Returns when there is something newer than `seen`, or by the deadline.
+    pub(super) fn wait_for_news(&self, seen: u64, deadline: Instant) {
+        let mut news = lock(&self.news);
+        while *news == seen {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            news = self.heard.wait_timeout(news, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Whether an export of that name is in the table.
+    pub(super) fn serves(&self, name: &str) -> bool {
+        self.snapshot().contains_key(name)
     }
 
     /// Stops serving: cuts every connection to the export and returns when the last has let go and the medium has been
@@ -229,6 +270,11 @@ impl ExportTable {
         self.entry(name)?.take_hold(None, false, None)
     }
 
+    /// Nobody has to wait for limits any more who finds that it no longer wants to.
+    pub(super) fn wake_all(&self) {
+        self.snapshot().values().for_each(|entry| entry.account.wake());
+    }
+
     fn entry(&self, name: &str) -> Option<Arc<Entry>> {
         self.snapshot().get(name).map(Arc::clone)
     }
@@ -249,7 +295,7 @@ impl Entry {
         let ended = Arc::new(AtomicBool::new(false));
         users.present.insert(number, User { guest, read_only, cut, ended: Arc::clone(&ended) });
         drop(users);
-        Some(Attached { entry: self, number, io: Some(io), read_only, ended })
+        Some(Attached { entry: self, number, io: Some(io), guest, read_only, ended })
     }
 
     fn leave(&self) {
@@ -273,6 +319,7 @@ impl Entry {
                 cut();
             }
         }
+        self.account.wake();
     }
 
     /// Of those that were cut; whoever came in by a later grant is not waited for.
@@ -301,9 +348,24 @@ impl Attached {
         &self.entry.writes
     }
 
+    /// Where the export is counted, and what limits it.
+    pub(super) fn account(&self) -> &Arc<Account> {
+        &self.entry.account
+    }
+
     /// For this guest.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whose hold it is; `None` for the server's own.
+    pub(super) fn guest(&self) -> Option<Guest> {
+        self.guest
+    }
+
+    /// See [`ServedExport::id`].
+    pub(super) fn id(&self) -> Uuid {
+        self.entry.id
     }
 
     pub fn description(&self) -> &str {

@@ -195,13 +195,7 @@ impl Exports for Door<'_> {
         if let Some(reason) = refused {
             return Err(Closed::Forbidden(reason.to_string()));
         }
-        let stream = Arc::clone(self.stream);
-        let cut: Cut = Box::new(move || {
-            if let Err(error) = stream.shutdown(Shutdown::Both) {
-                tracing::warn!(%error, "cutting an NBD client off");
-            }
-        });
-        let export = self.shared.table.attach(name, *guest, Some(cut)).map_err(closed)?;
+        let export = self.shared.table.attach(name, *guest, Some(cut(self.stream))).map_err(closed)?;
         let size = export.io().ok_or(Closed::Unknown)?.size();
         let description = ExportDescription {
             name: name.to_owned(),
@@ -212,6 +206,16 @@ impl Exports for Door<'_> {
         };
         Ok((description, export))
     }
+}
+
+/// What ends the connection from elsewhere.
+pub(in crate::export) fn cut(stream: &Arc<Stream>) -> Cut {
+    let stream = Arc::clone(stream);
+    Box::new(move || {
+        if let Err(error) = stream.shutdown(Shutdown::Both) {
+            tracing::warn!(%error, "cutting an NBD client off");
+        }
+    })
 }
 
 fn closed(error: AttachError) -> Closed {

@@ -7,6 +7,7 @@ pub(super) struct Bench {
     pub(super) table: Arc<ExportTable>,
     pub(super) server: NbdServer,
     pub(super) io: Arc<FaultIo>,
+    pub(super) account: Arc<Account>,
 }
 
 pub(super) fn all_local() -> PeerPolicy {
@@ -18,11 +19,15 @@ pub(super) fn local(local: PeerPolicy) -> ServerConfig {
 }
 
 pub(super) fn bench_with(config: ServerConfig, size: u64) -> Bench {
+    bench_on(config, size, Account::new())
+}
+
+pub(super) fn bench_on(config: ServerConfig, size: u64, account: Arc<Account>) -> Bench {
     let io = Arc::new(FaultIo::new(Arc::new(MemoryIo::new(size))));
     let table = ExportTable::new();
-    table.publish(served("disk", io.clone())).expect("a free name");
+    table.publish(ServedExport { account: account.clone(), ..served("disk", io.clone()) }).expect("a free name");
     let server = start(config, table.clone());
-    Bench { table, server, io }
+    Bench { table, server, io, account }
 }
 
 /// Where there is no io_uring, the other engine is tried once more.

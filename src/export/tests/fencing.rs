@@ -2,8 +2,9 @@
 //! handed one.
 
 use super::*;
-use crate::export::transmission::{Engine, Presence, Session};
+use crate::export::transmission::{Engine, Owed, Presence, Session};
 use crate::io::{Fault, FileIo, Gate, Operation};
+use crate::model::{ByteSize, Limits};
 use crate::nbd::wire::*;
 use crate::nbd::{Contexts, Headers, Stream, Terms};
 use std::fs::File;
@@ -22,21 +23,24 @@ const ALICE: Uuid = Uuid::from_u128(1);
 /// An engine with a table, and no network.
 struct Stage {
     table: Arc<ExportTable>,
+    account: Arc<Account>,
     engine: Engine,
 }
 
 fn stage(io: Arc<dyn BlockIo>) -> Stage {
     let closing = Arc::new(AtomicBool::new(false));
-    let engine = match Engine::start(ENGINE, &closing) {
+    let engine = match Engine::start(ENGINE, &closing, &closing) {
         Err(EngineError::Uring(error)) => {
             eprintln!("skipped: io_uring cannot be used here: {error}");
-            Engine::start(EngineChoice::Threads, &closing).expect("an engine")
+            Engine::start(EngineChoice::Threads, &closing, &closing).expect("an engine")
         }
         started => started.expect("an engine"),
     };
     let table = ExportTable::new();
-    table.publish(served("disk", io)).expect("a free name");
-    Stage { table, engine }
+    let export = served("disk", io);
+    let account = export.account.clone();
+    table.publish(export).expect("a free name");
+    Stage { table, account, engine }
 }
 
 impl Stage {
@@ -55,7 +59,7 @@ impl Stage {
         let (headers, contexts) = (Headers::Compact, Contexts::default());
         let terms = Terms { read_only: false, headers, contexts, minimum_block: 1 };
         let presence = Presence::new(stream, Box::new(()));
-        Some((Session { export, name: "disk".into(), terms, leftover, presence }, theirs))
+        Some((Session { export, name: "disk".into(), terms, leftover, owed: Owed::default(), presence }, theirs))
     }
 
     /// A session that is being served; whatever thread that takes ends with the scope.
@@ -197,6 +201,27 @@ fn a_change_that_a_freeze_holds_is_not_made_after_its_client_was_fenced() {
         assert_eq!(fencing.join().ok(), Some(Fenced::Gone));
     });
     assert!(io.performed().iter().all(|done| done.operation != Operation::Write));
+}
+
+#[test]
+fn a_fence_does_not_wait_for_what_waits_for_limits_and_that_is_never_done() {
+    let io = Arc::new(FaultIo::new(Arc::new(MemoryIo::new(SIZE))));
+    let stage = stage(io.clone());
+    stage.admit();
+    // One write of this size is paid off in days.
+    stage.account.limit(Limits { bandwidth: Some(ByteSize::bytes(1)), ..Limits::NONE });
+    std::thread::scope(|scope| {
+        let mut alice = stage.serve(scope);
+        alice.write_all(&[write(1, 0, 200_000, 7), write(2, 0, 512, 8)].concat()).expect("writes");
+        alice.read_exact(&mut [0; 16]).expect("an answer to the first");
+        while stage.account.waiting() == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(stage.table.fence("disk", ALICE), Fenced::Gone);
+        assert!(!matches!(alice.read(&mut [0]), Ok(1..)), "no answer to the second");
+    });
+    assert_eq!(content(io.as_ref())[0], 7);
+    assert_eq!((stage.account.waiting(), stage.account.figures().connections), (0, 0));
 }
 
 #[test]

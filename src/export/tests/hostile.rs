@@ -1,63 +1,10 @@
 //! Bytes that our own client would never send, on real sockets.
 
+use super::raw::*;
 use super::*;
 use crate::nbd::wire::*;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-
-fn option(kind: u32, data: &[u8]) -> Vec<u8> {
-    [&IHAVEOPT.to_be_bytes()[..], &kind.to_be_bytes(), &(data.len() as u32).to_be_bytes(), data].concat()
-}
-
-fn named(name: &str, rest: &[u8]) -> Vec<u8> {
-    [&(name.len() as u32).to_be_bytes()[..], name.as_bytes(), rest].concat()
-}
-
-/// A socket in transmission, with the given options behind it.
-fn enter(bench: &Bench, options: &[Vec<u8>]) -> TcpStream {
-    let mut stream = TcpStream::connect(bench.server.tcp_address().expect("a TCP address")).expect("a connection");
-    stream.write_all(&(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES).to_be_bytes()).expect("flags");
-    take(&mut stream, 18);
-    for option in options.iter().chain([&option(NBD_OPT_GO, &named("disk", &[0, 0]))]) {
-        stream.write_all(option).expect("an option");
-        loop {
-            let header = take(&mut stream, 20);
-            let length = u32::from_be_bytes(header[16..].try_into().expect("four bytes"));
-            take(&mut stream, length as usize);
-            match u32::from_be_bytes(header[12..16].try_into().expect("four bytes")) {
-                NBD_REP_ACK => break,
-                kind => assert_eq!(kind & NBD_REP_FLAG_ERROR, 0, "{kind:#x}"),
-            }
-        }
-    }
-    stream
-}
-
-fn take(stream: &mut TcpStream, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).expect("an answer");
-    bytes
-}
-
-fn request(flags: u16, kind: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
-    let head = [&NBD_REQUEST_MAGIC.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes()].concat();
-    [&head[..], &cookie.to_be_bytes(), &offset.to_be_bytes(), &length.to_be_bytes()].concat()
-}
-
-fn extended(flags: u16, kind: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
-    let head = [&NBD_EXTENDED_REQUEST_MAGIC.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes()].concat();
-    [&head[..], &cookie.to_be_bytes(), &offset.to_be_bytes(), &length.to_be_bytes()].concat()
-}
-
-/// Flags, type and payload of the next extended chunk, which must repeat cookie and offset.
-fn chunk(stream: &mut TcpStream, cookie: u64, offset: u64) -> (u16, u16, Vec<u8>) {
-    let header = take(stream, 32);
-    assert_eq!(header[..4], NBD_EXTENDED_REPLY_MAGIC.to_be_bytes());
-    assert_eq!(header[8..24], [cookie.to_be_bytes(), offset.to_be_bytes()].concat());
-    let field = |at: usize| u16::from_be_bytes(header[at..at + 2].try_into().expect("two bytes"));
-    let length = u64::from_be_bytes(header[24..].try_into().expect("eight bytes"));
-    (field(4), field(6), take(stream, length as usize))
-}
 
 #[test]
 fn extended_headers_carry_every_command() {

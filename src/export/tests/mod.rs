@@ -4,6 +4,7 @@
 
 mod admission;
 mod cluster;
+mod handover;
 mod threads;
 mod uring;
 
@@ -16,5 +17,12 @@ use std::sync::Arc;
 const SIZE: u64 = 1 << 20;
 
 fn served(name: &str, io: Arc<dyn BlockIo>) -> ServedExport {
-    ServedExport { name: name.into(), description: format!("volume {name}"), io, read_only: false }
+    ServedExport {
+        name: name.into(),
+        id: uuid::Uuid::nil(),
+        description: format!("volume {name}"),
+        io,
+        read_only: false,
+        account: Account::new(),
+    }
 }

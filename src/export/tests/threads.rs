@@ -4,6 +4,8 @@
 mod bench;
 #[path = "copying.rs"]
 mod copying;
+#[path = "crashes.rs"]
+mod crashes;
 #[path = "fencing.rs"]
 mod fencing;
 #[path = "files.rs"]
@@ -12,8 +14,16 @@ mod files;
 mod hostile;
 #[path = "lifecycle.rs"]
 mod lifecycle;
+#[path = "limited.rs"]
+mod limited;
+#[path = "metering.rs"]
+mod metering;
 #[path = "mixed.rs"]
 mod mixed;
+#[path = "protocol.rs"]
+mod protocol;
+#[path = "raw.rs"]
+mod raw;
 #[path = "requests.rs"]
 mod requests;
 #[path = "secured.rs"]

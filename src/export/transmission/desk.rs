@@ -20,7 +20,7 @@ pub(super) fn carry_out(io: &dyn BlockIo, command: Command, payload: &[u8]) -> i
     match command {
         // Reads have a place to go to, which only the engine knows.
         Command::Read { .. } => return Err(Errno::EINVAL.into()),
-        Command::BlockStatus { offset, length, one } => {
+        Command::BlockStatus { offset, length, one, .. } => {
             return status(io, offset, length, one).map(Outcome::Status);
         }
         Command::Write { offset, fua, .. } => io.write(payload, offset, fua)?,
@@ -53,7 +53,7 @@ fn status(io: &dyn BlockIo, offset: u64, length: u64, one: bool) -> io::Result<V
     Ok(if runs.is_empty() { vec![Run { length, hole: false }] } else { runs })
 }
 
-/// Lays out the answer to a request that was carried out, or could not be.
+/// Lays out the answer to a request that was carried out, or could not be. `contexts` are those that were chosen.
 pub(super) fn answer(
     reply: Reply,
     contexts: Contexts,
@@ -63,7 +63,10 @@ pub(super) fn answer(
 ) {
     match outcome {
         Ok(Outcome::Done) => reply.success(output),
-        Ok(Outcome::Status(runs)) => reply.block_status(contexts, &runs, output),
+        Ok(Outcome::Status(runs)) => {
+            let only = if let Command::BlockStatus { only, .. } = command { only } else { None };
+            reply.block_status(only.unwrap_or(contexts), &runs, output);
+        }
         Err(error) => reply.error(errno(command, &error), &error.to_string(), output),
     }
 }

@@ -8,10 +8,11 @@
 mod desk;
 mod outbound;
 mod ring;
+mod tally;
 mod threads;
 
 use super::table::Attached;
-use crate::nbd::{Stream, Terms};
+use crate::nbd::{Refusal, Stream, Terms};
 use std::io;
 use std::net::Shutdown;
 use std::str::FromStr;
@@ -62,32 +63,56 @@ pub(super) struct Session {
     /// The export's, for the log.
     pub(super) name: String,
     pub(super) terms: Terms,
-    /// Bytes that came behind the handshake.
+    /// Bytes that came behind the handshake, or before a restart.
     pub(super) leftover: Vec<u8>,
+    pub(super) owed: Owed,
     /// Last: the connection counts until everything else is gone.
     pub(super) presence: Presence,
 }
 
+/// What a connection that goes on after a restart still has to be given. Nothing, for a fresh one.
+#[derive(Default)]
+pub(super) struct Owed {
+    /// Goes out before all else.
+    pub(super) unsent: Vec<u8>,
+    /// A request to be refused when the rest of its payload has gone by.
+    pub(super) refusal: Option<Refusal>,
+    /// Nothing more is taken from it.
+    pub(super) leaving: bool,
+}
+
+/// Takes the connections that an engine hands over.
+pub(super) type Parting = Arc<dyn Fn(Session) + Send + Sync>;
+
 /// A connection's socket and its place among the others; dropping it ends the connection.
 pub(super) struct Presence {
     stream: Arc<Stream>,
+    /// Another process goes on with the socket.
+    left: bool,
     /// Given back when the connection has ended.
     _place: Box<dyn Send>,
 }
 
 impl Presence {
     pub(super) fn new(stream: Arc<Stream>, place: Box<dyn Send>) -> Self {
-        Self { stream, _place: place }
+        Self { stream, left: false, _place: place }
     }
 
     pub(super) fn stream(&self) -> &Stream {
         &self.stream
     }
+
+    /// Lets go of the socket and leaves the connection up.
+    pub(super) fn leave(mut self) {
+        self.left = true;
+    }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        if let Err(error) = self.stream.shutdown(Shutdown::Both) {
+        if !self.left
+            && let Err(error) = self.stream.shutdown(Shutdown::Both)
+        {
             tracing::debug!(%error, "closing an NBD connection");
         }
     }
@@ -100,9 +125,13 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// Once `closing` is set, requests that come are declined.
-    pub(super) fn start(choice: EngineChoice, closing: &Arc<AtomicBool>) -> Result<Self, EngineError> {
-        let threads = || Self::Threads(Arc::clone(closing));
+    /// Once `closing` is set, requests that come are declined; on threads, once `dismissing` is.
+    pub(super) fn start(
+        choice: EngineChoice,
+        closing: &Arc<AtomicBool>,
+        dismissing: &Arc<AtomicBool>,
+    ) -> Result<Self, EngineError> {
+        let threads = || Self::Threads(Arc::clone(dismissing));
         match choice {
             EngineChoice::Threads => Ok(threads()),
             EngineChoice::Uring => ring::Rings::start(closing).map(Self::Ring),
@@ -128,9 +157,9 @@ impl Engine {
     pub(super) fn serve(&self, session: Session) {
         match self {
             Self::Ring(rings) => rings.take(session),
-            Self::Threads(closing) => {
+            Self::Threads(dismissing) => {
                 let mut stream = session.presence.stream();
-                if let Err(error) = threads::serve(&session, &mut stream, closing) {
+                if let Err(error) = threads::serve(&session, &mut stream, dismissing) {
                     let error = &error as &dyn std::error::Error;
                     tracing::debug!(export = session.name, error, "an NBD connection ended");
                 }
@@ -147,6 +176,26 @@ impl Engine {
             }
             Self::Threads(_) => false,
         }
+    }
+
+    /// Hands over each connection as soon as nothing of it is under way, until [`Self::stay`]. A thread cannot be
+    /// interrupted between two bytes, so that the connections of threads end instead.
+    pub(super) fn part(&self, parting: &Parting) {
+        if let Self::Ring(rings) = self {
+            rings.part(parting);
+        }
+    }
+
+    /// Keeps what has not been handed over yet.
+    pub(super) fn stay(&self) {
+        if let Self::Ring(rings) = self {
+            rings.stay();
+        }
+    }
+
+    /// Whether connections can be handed over.
+    pub(super) fn parts(&self) -> bool {
+        matches!(self, Self::Ring(_))
     }
 
     /// Returns when no thread of the engine is left; every connection must have been cut.

@@ -3,11 +3,13 @@
 use super::Session;
 use super::desk::{self, Outcome};
 use super::outbound::Outbound;
+use super::tally::{Request, Tally};
 use crate::io::BlockIo;
-use crate::nbd::{Command, Event, Inbound, NbdErrno, ProtocolError, Request};
+use crate::nbd::{Command, Event, Inbound, NbdErrno, ProtocolError};
 use nix::errno::Errno;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Why a connection ended other than by its client's leave.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +27,18 @@ pub(in crate::export) fn serve<S: Read + Write>(
     closing: &AtomicBool,
 ) -> Result<(), TransmissionError> {
     let Some(io) = session.export.io() else { return Ok(()) };
+    stream.write_all(&session.owed.unsent)?;
+    if session.owed.leaving {
+        return Ok(());
+    }
     let mut inbound = Inbound::new(&session.leftover);
-    let mut counter = Counter { session, io: io.as_ref(), out: Outbound::default(), told: false };
+    if let Some(refusal) = &session.owed.refusal {
+        inbound.resume(refusal.clone());
+    }
+    let tally = Tally::new(session.export.account(), None);
+    let mut counter = Counter { session, closing, io: io.as_ref(), tally, out: Outbound::default(), told: false };
+    // Of what was received last, and of the header of a write whose payload is coming.
+    let (mut received, mut announced) = (Instant::now(), None);
     loop {
         while let Some(event) = inbound.next(&session.terms, io.size())? {
             // A retired export, or a fenced guest, takes no further step, even for requests that are already
@@ -37,13 +49,17 @@ pub(in crate::export) fn serve<S: Read + Write>(
             match event {
                 Event::Disconnect => return Ok(counter.out.send(stream)?),
                 Event::Refuse(refused) => {
-                    refused.reply.error(refused.errno, refused.reason, counter.out.headers());
+                    counter.tally.refuse();
+                    refused.reply.error(refused.errno, &refused.reason, counter.out.headers());
                 }
                 Event::Run(request, payload) => {
+                    let begun = announced.take().unwrap_or(received);
                     if closing.load(Ordering::SeqCst) {
+                        counter.tally.refuse();
                         let reason = "the server is shutting down";
                         request.reply.error(NbdErrno::Shutdown, reason, counter.out.headers());
                     } else {
+                        let request = counter.tally.begin_at(request, begun);
                         counter.carry_out(stream, request, payload.bytes())?;
                     }
                     inbound.recycle(payload);
@@ -51,12 +67,16 @@ pub(in crate::export) fn serve<S: Read + Write>(
             }
             counter.out.send_if_large(stream)?;
         }
+        if inbound.awaits_payload() {
+            announced.get_or_insert(received);
+        }
         // Nobody sends while replies are owed that it may be waiting for.
         counter.out.send(stream)?;
         match receive(stream, inbound.vacancy())? {
             0 => return Ok(()),
             count => inbound.received(count),
         }
+        received = Instant::now();
     }
 }
 
@@ -72,17 +92,25 @@ fn receive<R: Read>(stream: &mut R, buffer: &mut [u8]) -> io::Result<usize> {
 /// Where requests are carried out and replies are laid out.
 struct Counter<'a> {
     session: &'a Session,
+    closing: &'a AtomicBool,
     io: &'a dyn BlockIo,
+    tally: Tally,
     out: Outbound,
     told: bool,
 }
 
 impl Counter<'_> {
     fn carry_out<W: Write>(&mut self, stream: &mut W, request: Request, payload: &[u8]) -> io::Result<()> {
-        let Request { reply, command } = request;
+        let Request { reply, command, .. } = request;
+        self.wait_for_limits(stream, command)?;
         let outcome = match command {
+            // Cut off while it waited.
+            _ if self.session.export.io().is_none() => Err(Errno::ESHUTDOWN.into()),
             Command::Read { offset, length } => match self.out.read(stream, self.io, reply, offset, length)? {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.end(request, false);
+                    return Ok(());
+                }
                 Err(error) => Err(error),
             },
             _ => self.change(command, payload),
@@ -90,7 +118,24 @@ impl Counter<'_> {
         if let Err(error) = &outcome {
             desk::report(&mut self.told, &self.session.name, command, error);
         }
+        self.end(request, outcome.is_err());
         desk::answer(reply, self.session.terms.contexts, command, outcome, self.out.headers());
+        Ok(())
+    }
+
+    fn end(&mut self, request: Request, failed: bool) {
+        self.tally.tick(Instant::now());
+        self.tally.end(request, failed);
+        self.tally.settle();
+    }
+
+    fn wait_for_limits<W: Write>(&mut self, stream: &mut W, command: Command) -> io::Result<()> {
+        if self.tally.ask(command).is_some() {
+            // What is owed already must not wait with it.
+            self.out.send(stream)?;
+            let (closing, export) = (self.closing, &self.session.export);
+            self.tally.wait(|| closing.load(Ordering::SeqCst) || export.io().is_none());
+        }
         Ok(())
     }
 

@@ -5,11 +5,13 @@
 //!               └──▶ write ──▶ payload, in its slot ──┘
 //! ```
 
-use super::super::Session;
+use super::super::{Owed, Session};
 use super::memory::Buffer;
-use super::message::Parcel;
+use super::message::{Message, Parcel};
 use super::uring::Handle;
-use crate::nbd::{Command, ProtocolError, Refusal, Request, Verdict, decode_request};
+use crate::export::transmission::tally::{Request, Tally};
+use crate::nbd::{Command, Inquiry, ProtocolError, Refusal, Verdict, decode_request};
+use std::time::Instant;
 
 /// Operations of one connection that are carried out at a time.
 const MOST_IN_FLIGHT: usize = 128;
@@ -70,9 +72,11 @@ pub(super) struct Incoming {
 /// Why a request that has come is not begun.
 pub(super) enum Waits {
     /// Changes are held; somebody will call.
-    ForGate,
+    Gate,
     /// Until something that is in flight has ended.
-    ForRoom,
+    Room,
+    /// The export's limits do not allow it yet; there is an alarm.
+    Quota,
 }
 
 /// What the next bytes amount to.
@@ -88,17 +92,22 @@ pub(super) enum Next {
 }
 
 pub(super) struct Client {
+    /// First to go: an export that nobody holds any more has no connections.
+    pub(super) tally: Tally,
     pub(super) session: Session,
+    /// That was last set for it.
+    pub(super) alarm: Option<Instant>,
     pub(super) round: u64,
     pub(super) socket: Handle,
     pub(super) way: Way,
     pub(super) receiving: Receiving,
     pub(super) watched: bool,
     pub(super) input: Input,
-    carry: [u8; 32],
-    carried: usize,
+    pub(super) carry: [u8; 32],
+    pub(super) carried: usize,
     pub(super) incoming: Option<Incoming>,
-    discard: Option<Refusal>,
+    pub(super) discard: Option<Refusal>,
+    pub(super) inquiry: Option<Inquiry>,
     /// A request that waits to be begun, with a write's payload if that has come.
     pub(super) waiting: Option<(Request, Option<Buffer>, Waits)>,
     pub(super) in_flight: usize,
@@ -116,7 +125,8 @@ pub(super) struct Client {
     pub(super) broken: bool,
     /// It sends large writes, so headers are received alone and payloads where they stay.
     pub(super) bulky: bool,
-    /// Reads in a row that the page cache did not have.
+    /// Reads in a row that the page cache had, and that it did not have.
+    pub(super) hits: u32,
     pub(super) misses: u32,
     pub(super) told: bool,
     /// The receiving side has been ended, because the server closes.
@@ -124,9 +134,12 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(session: Session, round: u64, socket: Handle, way: Way) -> Self {
+    pub(super) fn new(mut session: Session, tally: Tally, round: u64, socket: Handle, way: Way) -> Self {
+        let Owed { unsent, refusal, leaving } = std::mem::take(&mut session.owed);
         Self {
             session,
+            tally,
+            alarm: None,
             round,
             socket,
             way,
@@ -136,29 +149,38 @@ impl Client {
             carry: [0; 32],
             carried: 0,
             incoming: None,
-            discard: None,
+            discard: refusal,
+            inquiry: None,
             waiting: None,
             in_flight: 0,
             bytes: 0,
             queued: false,
             jobs: 0,
-            outgoing: None,
+            outgoing: Message::of(unsent),
             sending: false,
-            leaving: false,
+            leaving,
             broken: false,
             bulky: false,
+            hits: 0,
             misses: 0,
             told: false,
             hushed: false,
         }
     }
 
-    /// Whether another request may be begun.
-    pub(super) fn has_room(&self) -> bool {
+    /// Whether another request may be begun; if the reactor is `crowded`, only by a connection that owes nothing yet
+    /// beside what it sends.
+    pub(super) fn has_room(&self, crowded: bool) -> bool {
+        let owes_enough = |message: &Parcel| message.is_full() || crowded && !message.is_empty();
         self.in_flight < MOST_IN_FLIGHT
             && self.bytes < MOST_BYTES
             && self.jobs < MOST_JOBS
-            && !self.outgoing.as_ref().is_some_and(|message| message.is_full())
+            && !self.outgoing.as_ref().is_some_and(owes_enough)
+    }
+
+    /// Whether memory for data is being used for it.
+    pub(super) fn holds_data(&self) -> bool {
+        self.bytes > 0 || self.sending || self.outgoing.as_ref().is_some_and(|message| !message.is_empty())
     }
 
     /// Counts a request as in flight.
@@ -171,6 +193,14 @@ impl Client {
     pub(super) fn land(&mut self, command: Command) {
         self.in_flight -= 1;
         self.bytes -= weight(command);
+    }
+
+    /// Notes whether the page cache had what was looked for.
+    pub(super) fn looked(&mut self, found: bool) {
+        (self.hits, self.misses) = match found {
+            true => (self.hits.saturating_add(1), 0),
+            false => (0, self.misses.wrapping_add(1)),
+        };
     }
 
     pub(super) fn has_input(&self) -> bool {
@@ -205,7 +235,7 @@ impl Client {
 
     /// Whether the next bytes begin a request.
     pub(super) fn at_header(&self) -> bool {
-        self.carried == 0 && self.incoming.is_none() && self.discard.is_none()
+        self.carried == 0 && self.incoming.is_none() && self.discard.is_none() && self.inquiry.is_none()
     }
 
     /// Goes on with the unused bytes, given as `input`, up to the next thing to be done; also says how many of them are
@@ -231,6 +261,11 @@ impl Client {
             let whole = self.incoming.take().and_then(|it| Some(Next::Write(it.request, it.buffer?)));
             return Ok((taken, whole.unwrap_or(Next::More)));
         }
+        if let Some(mut inquiry) = self.inquiry.take() {
+            let taken = inquiry.take(input);
+            let verdict = inquiry.verdict(&self.session.terms, size).unwrap_or(Verdict::Inquire(inquiry));
+            return Ok((taken, self.judged(verdict)));
+        }
         self.next_request(input, size)
     }
 
@@ -252,14 +287,19 @@ impl Client {
         };
         let Some(verdict) = decode_request(header, &self.session.terms, size)? else { return Ok((used, Next::More)) };
         self.carried = 0;
-        Ok((
-            used,
-            match verdict {
-                Verdict::Run(request) => Next::Request(request),
-                Verdict::Disconnect => Next::Disconnect,
-                Verdict::Refuse(refusal) => return Ok((used, self.refuse(refusal))),
-            },
-        ))
+        Ok((used, self.judged(verdict)))
+    }
+
+    fn judged(&mut self, verdict: Verdict) -> Next {
+        match verdict {
+            Verdict::Run(request) => Next::Request(self.tally.begin(request)),
+            Verdict::Disconnect => Next::Disconnect,
+            Verdict::Refuse(refusal) => self.refuse(refusal),
+            Verdict::Inquire(inquiry) => {
+                self.inquiry = Some(inquiry);
+                Next::More
+            }
+        }
     }
 
     /// Answers now, or when the payload has gone by.

@@ -2,23 +2,31 @@
 
 use super::ClientId;
 use super::client::{Client, Input, Next, Receiving, Way};
+use super::message::Parcel;
+use super::parting::is_cancelled;
 use super::reactor::{BULK, Reactor, Task};
 use super::uring::Held;
 use crate::export::transmission::desk;
-use crate::nbd::{Command, NbdErrno, Refusal, Request};
+use crate::export::transmission::tally::Request;
+use crate::nbd::{Command, NbdErrno, Refusal};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Requests of one connection that are begun before others have their turn.
 const BATCH: usize = 64;
 
-/// Messages that are kept for the next replies.
-const SPARE_MESSAGES: usize = 16;
+/// Memory that a connection keeps for what is put aside, in bytes: it is there for as long as the connection.
+const MOST_ASIDE: usize = 4096;
+
+/// Memory of messages that a reactor keeps for the next replies, in bytes.
+const SPARE: usize = 4 << 20;
 
 impl Reactor {
     pub(super) fn serve(&mut self, id: ClientId, client: &mut Client) -> io::Result<()> {
         let mut turns = BATCH;
-        while !client.leaving && client.has_room() {
+        client.tally.tick(self.now);
+        while !client.leaving && client.has_room(self.is_crowded()) {
             if turns == 0 {
                 self.ready.push_back(id);
                 break;
@@ -34,6 +42,7 @@ impl Reactor {
                 break;
             }
         }
+        client.tally.settle();
         self.settle_input(client, turns == 0);
         self.send(id, client);
         self.receive(id, client);
@@ -42,7 +51,8 @@ impl Reactor {
 
     /// Deals with the next thing in the input.
     fn step(&mut self, id: ClientId, client: &mut Client) -> io::Result<()> {
-        let Some(io) = client.session.export.io().cloned() else { return Ok(()) };
+        let export = Arc::clone(&client.session.export);
+        let Some(io) = export.io() else { return Ok(()) };
         let leftover = std::mem::take(&mut client.session.leftover);
         let input = match client.input {
             Input::Provided { number, start, end } => self.ring.provided(number).get(start..end),
@@ -52,6 +62,14 @@ impl Reactor {
         let input = input.unwrap_or_default();
         let (used, next) = client.next(input, io.size()).map_err(io::Error::other)?;
         client.advance(used);
+        if let Next::Request(request) = next
+            && !self.closing.load(Ordering::SeqCst)
+            && let Some(left) = client.tally.ask(request.command)
+        {
+            client.session.leftover = leftover;
+            self.hold_back(id, client, request, left);
+            return Ok(());
+        }
         // A payload that is here already goes to a medium that is memory from where it lies.
         if let Next::Request(request @ Request { command: Command::Write { length, .. }, .. }) = next
             && client.way == Way::AtOnce
@@ -68,12 +86,13 @@ impl Reactor {
         client.session.leftover = leftover;
         let next = match next {
             Next::Request(request) if self.closing.load(Ordering::SeqCst) => {
-                let Request { reply, command } = request;
+                client.tally.take_back();
+                let Request { reply, command, .. } = request;
                 let discard = if let Command::Write { length, .. } = command { length } else { 0 };
                 client.refuse(Refusal {
                     reply,
                     errno: NbdErrno::Shutdown,
-                    reason: "the server is shutting down",
+                    reason: "the server is shutting down".into(),
                     discard,
                 })
             }
@@ -86,8 +105,9 @@ impl Reactor {
                 Ok(())
             }
             Next::Refuse(refusal) => {
+                client.tally.refuse();
                 let message = self.outgoing(client);
-                refusal.reply.error(refusal.errno, refusal.reason, &mut message.bytes);
+                refusal.reply.error(refusal.errno, &refusal.reason, &mut message.bytes);
                 Ok(())
             }
             Next::Request(request) => self.begin(id, client, request, None),
@@ -97,7 +117,7 @@ impl Reactor {
 
     fn receive(&mut self, id: ClientId, client: &mut Client) {
         let wanted = !client.leaving && client.receiving == Receiving::Nothing && !client.has_input();
-        if !wanted || client.waiting.is_some() || !client.has_room() {
+        if !wanted || client.waiting.is_some() || !client.has_room(self.is_crowded()) {
             return self.watch(id, client);
         }
         if let Some(incoming) = &mut client.incoming
@@ -140,7 +160,7 @@ impl Reactor {
         let count = match result {
             // All provided buffers are in use: others go on first.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted || is_cancelled(&error) => 0,
             Err(_) | Ok(0) => {
                 client.leaving = true;
                 // Requests in flight are still answered: the client may have closed one direction only.
@@ -174,12 +194,13 @@ impl Reactor {
                 return;
             }
             let rest = self.ring.provided(number).get(start..end).unwrap_or_default();
-            client.session.leftover = rest.to_vec();
+            client.session.leftover.clear();
+            client.session.leftover.extend_from_slice(rest);
             self.ring.recycle(number);
             client.input = Input::Leftover { start: 0 };
             return;
         }
-        if let Input::Leftover { .. } = client.input {
+        if client.session.leftover.capacity() > MOST_ASIDE {
             client.session.leftover = Vec::new();
         }
         self.let_go_of_input(client);
@@ -195,17 +216,27 @@ impl Reactor {
         if client.sending {
             return;
         }
-        let Some(message) = client.outgoing.take_if(|message| !message.is_empty()) else { return };
+        let Some(message) = client.outgoing.take() else { return };
+        if message.is_empty() {
+            return self.keep(message);
+        }
         client.sending = true;
+        self.unsent += message.len();
         self.ring.send(Task::Send(id), client.socket, message);
     }
 
     pub(super) fn sent(&mut self, client: &mut Client, result: io::Result<usize>, held: Held) {
         client.sending = false;
         let Held::Message(mut message) = held else { return };
-        client.broken |= !matches!(result, Ok(count) if count == message.len());
+        let kept = self.keep_unsent(client, &message, &result);
+        client.broken |= !kept && !matches!(result, Ok(count) if count == message.len());
         message.clear();
-        if self.spare.len() < SPARE_MESSAGES {
+        self.keep(message);
+    }
+
+    fn keep(&mut self, message: Parcel) {
+        if self.spare_bytes + message.footprint() <= SPARE {
+            self.spare_bytes += message.footprint();
             self.spare.push(message);
         }
     }

@@ -7,10 +7,13 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Buffers begin and end at multiples of this, in bytes: what direct access to any device needs.
 pub(super) const PAGE: usize = 4096;
+
+/// Memory of the heap that is kept when nobody uses it, in bytes.
+const KEPT: usize = 4 << 20;
 
 /// Pages that one word of the map stands for.
 const WORD: usize = u64::BITS as usize;
@@ -117,16 +120,56 @@ fn mark(free: &mut [u64], first: usize, pages: usize, as_free: bool) {
     }
 }
 
+/// Memory for what does not fit into an arena: regions of their own, some of which are kept for those who come next.
+#[derive(Default)]
+pub(super) struct Heap {
+    used: AtomicUsize,
+    kept: Mutex<Vec<Region>>,
+}
+
+impl Heap {
+    /// Bytes of all buffers that are in use.
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// A piece of at least `length` bytes, holding anything.
+    pub(super) fn take(self: &Arc<Self>, length: usize) -> Buffer {
+        let wanted = length.div_ceil(PAGE).max(1).saturating_mul(PAGE);
+        let fits = |region: &Region| (wanted..=wanted.saturating_mul(2)).contains(&region.layout.size());
+        let mut kept = self.kept();
+        let found = kept.iter().position(fits).map(|index| kept.swap_remove(index));
+        drop(kept);
+        let region = found.unwrap_or_else(|| Region::new(wanted / PAGE));
+        let (start, length) = (region.start, region.layout.size());
+        self.used.fetch_add(length, Ordering::Relaxed);
+        Buffer { start, length, home: Home::Heap { region: Some(region), heap: Arc::clone(self) } }
+    }
+
+    fn give_back(&self, region: Region) {
+        self.used.fetch_sub(region.layout.size(), Ordering::Relaxed);
+        let mut kept = self.kept();
+        let bytes: usize = kept.iter().map(|region| region.layout.size()).sum();
+        if bytes + region.layout.size() <= KEPT {
+            kept.push(region);
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Region>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 enum Home {
     Arena {
         arena: Arc<Arena>,
         first: usize,
         pages: usize,
     },
-    /// With the count of all bytes of its kind.
     Heap {
-        region: Region,
-        total: Arc<AtomicUsize>,
+        /// Present until dropped.
+        region: Option<Region>,
+        heap: Arc<Heap>,
     },
 }
 
@@ -141,15 +184,6 @@ pub(super) struct Buffer {
 unsafe impl Send for Buffer {}
 
 impl Buffer {
-    /// A piece of the heap of at least `length` bytes.
-    /// It counts in `total` as long as it lives.
-    pub(super) fn heap(length: usize, total: &Arc<AtomicUsize>) -> Self {
-        let region = Region::new(length.div_ceil(PAGE));
-        let (start, length) = (region.start, region.layout.size());
-        total.fetch_add(length, Ordering::Relaxed);
-        Self { start, length, home: Home::Heap { region, total: Arc::clone(total) } }
-    }
-
     /// Whether it lies in the region that the kernel knows.
     pub(super) fn is_fixed(&self) -> bool {
         matches!(self.home, Home::Arena { .. })
@@ -174,9 +208,9 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        match &self.home {
+        match &mut self.home {
             Home::Arena { arena, first, pages } => arena.give_back(*first, *pages),
-            Home::Heap { region, total } => drop(total.fetch_sub(region.layout.size(), Ordering::Relaxed)),
+            Home::Heap { region, heap } => region.take().into_iter().for_each(|region| heap.give_back(region)),
         }
     }
 }
@@ -214,11 +248,24 @@ mod tests {
         let arena = Arena::new(1);
         let all = arena.take(WORD * PAGE);
         assert!(all.is_some() && arena.take(1).is_none());
-        let total = Arc::default();
-        let heap = Buffer::heap(PAGE + 1, &total);
-        assert!(!heap.is_fixed() && heap.len() == 2 * PAGE && heap.iter().all(|byte| *byte == 0));
-        assert_eq!(total.load(Ordering::Relaxed), 2 * PAGE);
-        drop(heap);
-        assert_eq!(total.load(Ordering::Relaxed), 0);
+        let heap = Arc::new(Heap::default());
+        let buffer = heap.take(PAGE + 1);
+        assert!(!buffer.is_fixed() && buffer.len() == 2 * PAGE && buffer.iter().all(|byte| *byte == 0));
+        assert_eq!(heap.used(), 2 * PAGE);
+        drop(buffer);
+        assert_eq!(heap.used(), 0);
+    }
+
+    #[test]
+    fn the_heap_keeps_some_memory_for_the_next_and_no_more() {
+        let heap = Arc::new(Heap::default());
+        let first = heap.take(KEPT / 2).as_ptr();
+        assert_eq!(heap.take(KEPT / 2 - 1).as_ptr(), first, "it is used again");
+        assert_ne!(heap.take(PAGE).len(), KEPT / 2, "not for little things");
+        drop([(); 4].map(|()| heap.take(KEPT / 2)));
+        let kept: usize = heap.kept().iter().map(|region| region.layout.size()).sum();
+        assert!(kept <= KEPT, "{kept} bytes are kept");
+        drop(heap.take(2 * KEPT));
+        assert!(heap.used() == 0 && heap.kept().iter().all(|region| region.layout.size() <= KEPT));
     }
 }

@@ -39,6 +39,34 @@ impl Message {
         Box::new(Self { bytes, data, length: 0, vectors, header })
     }
 
+    /// Of bytes that were laid out before; none if there are none.
+    pub(super) fn of(bytes: Vec<u8>) -> Option<Parcel> {
+        if bytes.is_empty() {
+            return None;
+        }
+        let mut message = Self::new();
+        message.bytes = bytes;
+        Some(message)
+    }
+
+    /// Everything behind the first `sent` bytes, in the order in which it goes out.
+    pub(super) fn rest(&self, mut sent: usize) -> Vec<u8> {
+        let mut rest = Vec::with_capacity(self.len().saturating_sub(sent));
+        let mut put = |part: &[u8]| {
+            let skipped = sent.min(part.len());
+            sent -= skipped;
+            rest.extend_from_slice(part.get(skipped..).unwrap_or_default());
+        };
+        let mut taken = 0;
+        for Data { at, buffer, range } in &self.data {
+            put(self.bytes.get(taken..*at).unwrap_or_default());
+            put(buffer.get(range.clone()).unwrap_or_default());
+            taken = *at;
+        }
+        put(self.bytes.get(taken..).unwrap_or_default());
+        rest
+    }
+
     /// Puts data behind the bytes so far.
     pub(super) fn attach(&mut self, buffer: Buffer, range: Range<usize>) {
         self.length += range.len();
@@ -56,6 +84,11 @@ impl Message {
     /// In bytes.
     pub(super) fn len(&self) -> usize {
         self.bytes.len() + self.length
+    }
+
+    /// What it takes when it is empty, in bytes; no less than all that is not for small replies.
+    pub(super) fn footprint(&self) -> usize {
+        self.bytes.capacity() + MOST_PIECES * (size_of::<Data>() + 2 * size_of::<libc::iovec>())
     }
 
     /// Lets go of everything but the memory for small replies.

@@ -13,12 +13,16 @@ mod client;
 mod conversation;
 mod memory;
 mod message;
+mod parting;
+mod quota;
 mod reactor;
 mod requests;
+#[cfg(test)]
+mod tests;
 mod uring;
 mod workers;
 
-use super::{EngineError, Session};
+use super::{EngineError, Parting, Session};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use reactor::Reactor;
 use std::io;
@@ -44,6 +48,10 @@ enum Mail {
     /// What the connection waited for may be there.
     Retry(ClientId),
     Drain,
+    /// Hand every connection over, as soon as nothing of it is under way.
+    Part(Parting),
+    /// Keep those that are left.
+    Stay,
     End,
 }
 
@@ -76,8 +84,11 @@ impl Mailbox {
         }
     }
 
-    fn take(&self) -> Vec<Mail> {
-        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    /// Takes all there is, and leaves the empty room that it is given.
+    fn take(&self, room: &mut Vec<Mail>) {
+        if let Some(queue) = self.lock().as_mut() {
+            std::mem::swap(queue, room);
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -148,6 +159,14 @@ impl Rings {
 
     pub(super) fn drain(&self) {
         self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Drain));
+    }
+
+    pub(super) fn part(&self, parting: &Parting) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Part(Arc::clone(parting))));
+    }
+
+    pub(super) fn stay(&self) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.post(Mail::Stay));
     }
 
     pub(super) fn end(&self) {

@@ -2,32 +2,42 @@
 //! begun is handed to the kernel in one call.
 
 use super::client::{Client, Waits, Way};
-use super::memory::Buffer;
+use super::memory::{Buffer, Heap};
 use super::message::{Message, Parcel};
-use super::uring::{Done, Handle, Ring};
+use super::parting::is_cancelled;
+use super::quota::Alarms;
+use super::requests::remember_failure;
+use super::uring::{Done, Handle, Held, Ring};
 use super::workers::Workers;
 use super::{ClientId, Mail, Mailbox};
-use crate::export::transmission::Session;
+use crate::export::quota::Waker;
+use crate::export::table::Attached;
+use crate::export::transmission::tally::{Request, Tally};
+use crate::export::transmission::{Parting, Session};
 use crate::io::Pass;
-use crate::nbd::Request;
 use std::collections::VecDeque;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Memory for data that does not fit into the ring's own region, in bytes: all connections of a reactor together. A
-/// single request may go beyond it if it is the only one.
+/// single request may go beyond it if it is the only one, and so may one modest request of each connection.
 const HEAP: usize = 64 << 20;
 
-/// Requests up to this length never wait for memory, in bytes; how many of them a connection has is bounded.
-const MODEST: usize = 128 << 10;
+/// A modest request, in bytes. Larger ones wait as long as others hold all the memory there is.
+const MODEST: usize = 256 << 10;
+
+/// Replies on their way out, in bytes, from which on a connection must have sent what it owes before it goes on.
+const UNSENT: usize = 32 << 20;
 
 /// A connection that does large writes: payloads from this length on, in bytes.
 pub(super) const BULK: usize = 32 << 10;
 
-/// What an operation of the ring is for.
+/// What an operation of the ring is for. One that works on the medium holds the export until the kernel is done with it,
+/// whatever becomes of its connection: nobody who waits for the export to be let go is told so before.
 pub(super) enum Task {
     Bell,
     Receive(ClientId),
@@ -38,21 +48,25 @@ pub(super) enum Task {
         client: ClientId,
         request: Request,
         skip: usize,
+        export: Arc<Attached>,
     },
     Write {
         client: ClientId,
         request: Request,
         pass: Option<Pass>,
         gate: Option<Pass>,
+        export: Arc<Attached>,
     },
 }
 
 pub(super) struct Reactor {
     pub(super) ring: Ring<Task>,
     pub(super) mailbox: Arc<Mailbox>,
+    /// Empty: memory for the next ones.
+    mails: Vec<Mail>,
     pub(super) workers: Arc<Workers>,
     pub(super) closing: Arc<AtomicBool>,
-    clients: Vec<Option<Box<Client>>>,
+    pub(super) clients: Vec<Option<Box<Client>>>,
     vacant: Vec<usize>,
     rounds: u64,
     /// Connections that can go on.
@@ -60,10 +74,18 @@ pub(super) struct Reactor {
     /// Connections that wait for memory.
     starved: Vec<ClientId>,
     pub(super) spare: Vec<Parcel>,
-    /// In bytes.
-    heap: Arc<AtomicUsize>,
+    /// What they take.
+    pub(super) spare_bytes: usize,
+    heap: Arc<Heap>,
+    /// Bytes of the messages that are being sent.
+    pub(super) unsent: usize,
     draining: bool,
     ending: bool,
+    /// While connections are being handed over: who takes them.
+    pub(super) parting: Option<Parting>,
+    /// Of the last turn of the ring.
+    pub(super) now: Instant,
+    pub(super) alarms: Alarms,
 }
 
 impl Reactor {
@@ -73,6 +95,7 @@ impl Reactor {
         Ok(Self {
             ring,
             mailbox,
+            mails: Vec::new(),
             workers,
             closing,
             clients: Vec::new(),
@@ -81,9 +104,14 @@ impl Reactor {
             ready: VecDeque::new(),
             starved: Vec::new(),
             spare: Vec::new(),
+            spare_bytes: 0,
             heap: Arc::default(),
+            unsent: 0,
             draining: false,
             ending: false,
+            parting: None,
+            now: Instant::now(),
+            alarms: Alarms::default(),
         })
     }
 
@@ -91,21 +119,30 @@ impl Reactor {
     pub(super) fn run(&mut self) {
         let mut done = Vec::new();
         while !(self.ending && self.clients.iter().all(Option::is_none)) {
-            let wait = usize::from(self.ready.is_empty());
-            if let Err(error) = self.ring.turn(wait, &mut done) {
+            if let Err(error) = self.turn(&mut done) {
                 tracing::error!(%error, "a reactor's ring has failed: its connections end");
                 return;
             }
-            for done in done.drain(..) {
-                self.take_in(done);
-            }
-            self.ready.extend(self.starved.drain(..));
-            for _ in 0..self.ready.len() {
-                if let Some(id) = self.ready.pop_front() {
-                    self.advance(id);
-                }
+        }
+    }
+
+    /// `done` is empty memory, and is left so.
+    pub(super) fn turn(&mut self, done: &mut Vec<Done<Task>>) -> io::Result<()> {
+        let patience = self.alarms.patience(self.now);
+        let wait = usize::from(self.ready.is_empty() && patience != Some(Duration::ZERO));
+        self.ring.turn(wait, patience, done)?;
+        self.now = Instant::now();
+        for done in done.drain(..) {
+            self.take_in(done);
+        }
+        self.ring_alarms();
+        self.ready.extend(self.starved.drain(..));
+        for _ in 0..self.ready.len() {
+            if let Some(id) = self.ready.pop_front() {
+                self.advance(id);
             }
         }
+        Ok(())
     }
 
     fn take_in(&mut self, done: Done<Task>) {
@@ -113,16 +150,24 @@ impl Reactor {
         match task {
             Task::Bell => self.answer_the_bell(),
             // Both directions have ended: nobody is there to answer.
-            Task::Watch(id) => self.with(id, |_, client| (client.watched, client.broken) = (false, true)),
+            Task::Watch(id) => self.with(id, |_, client| {
+                client.watched = false;
+                client.broken |= !result.is_err_and(|error| is_cancelled(&error));
+            }),
             Task::Receive(id) => self.with(id, |this, client| this.received(client, result, held, provided)),
-            Task::Send(id) => self.with(id, |this, client| this.sent(client, result, held)),
-            Task::Read { client, request, skip } => {
+            Task::Send(id) => {
+                self.unsent -= if let Held::Message(message) = &held { message.len() } else { 0 };
+                self.with(id, |this, client| this.sent(client, result, held));
+            }
+            Task::Read { client, request, skip, export } => {
+                drop(export);
                 self.with(client, |this, it| {
                     this.try_on(it, |this, it| this.was_read(client, it, request, skip, result, held))
                 });
             }
-            Task::Write { client, request, pass, gate } => {
-                drop(gate);
+            Task::Write { client, request, pass, gate, export } => {
+                remember_failure(&export, request.command, &result);
+                drop((gate, export));
                 self.with(client, |this, it| {
                     this.try_on(it, |this, it| this.was_written(client, it, request, pass, result, held));
                 });
@@ -136,17 +181,24 @@ impl Reactor {
         {
             tracing::error!(%error, "a reactor's bell is broken");
         }
-        for mail in self.mailbox.take() {
+        let mut mails = std::mem::take(&mut self.mails);
+        self.mailbox.take(&mut mails);
+        for mail in mails.drain(..) {
             match mail {
                 Mail::Session(session) => self.admit(*session),
                 Mail::Finished(id, finished) => self.with(id, |this, client| this.finished(client, finished)),
                 Mail::Retry(id) => self.with(id, |_, client| {
-                    if let Some((_, _, waits)) = &mut client.waiting {
-                        *waits = Waits::ForRoom;
+                    if let Some((_, _, waits @ Waits::Gate)) = &mut client.waiting {
+                        *waits = Waits::Room;
                     }
                 }),
                 Mail::Drain => {
                     self.draining = true;
+                    self.call_all();
+                }
+                Mail::Part(parting) => self.part(parting),
+                Mail::Stay => {
+                    self.parting = None;
                     self.call_all();
                 }
                 Mail::End => {
@@ -155,10 +207,11 @@ impl Reactor {
                 }
             }
         }
+        self.mails = mails;
         self.ring.watch(Task::Bell, bell(&self.mailbox), libc::POLLIN);
     }
 
-    fn call_all(&mut self) {
+    pub(super) fn call_all(&mut self) {
         let ids: Vec<ClientId> = self
             .clients
             .iter()
@@ -168,7 +221,7 @@ impl Reactor {
         self.ready.extend(ids);
     }
 
-    fn admit(&mut self, session: Session) {
+    pub(super) fn admit(&mut self, session: Session) {
         let place = self.vacant.pop().unwrap_or(self.clients.len());
         if place == self.clients.len() {
             self.clients.push(None);
@@ -182,7 +235,10 @@ impl Reactor {
                 .map_or(Way::Workers, |direct| Way::Direct(self.ring.register(2 * place + 1, direct.file().as_fd()))),
             None => Way::Workers,
         };
-        let client = Client::new(session, self.rounds, socket, way);
+        let (mailbox, id) = (Arc::clone(&self.mailbox), ClientId { place, round: self.rounds });
+        let waker: Waker = Arc::new(move || mailbox.post(Mail::Retry(id)));
+        let tally = Tally::new(session.export.account(), Some(waker));
+        let client = Client::new(session, tally, self.rounds, socket, way);
         if let Some(seat) = self.clients.get_mut(place) {
             *seat = Some(Box::new(client));
         }
@@ -193,6 +249,7 @@ impl Reactor {
     fn with(&mut self, id: ClientId, happens: impl FnOnce(&mut Self, &mut Client)) {
         let Some(mut client) = self.clients.get_mut(id.place).and_then(Option::take) else { return };
         if client.round == id.round {
+            client.tally.tick(self.now);
             happens(self, &mut client);
             if !std::mem::replace(&mut client.queued, true) {
                 self.ready.push_back(id);
@@ -229,12 +286,16 @@ impl Reactor {
         }
         self.vacant.push(id.place);
         self.mailbox.load.fetch_sub(1, Ordering::SeqCst);
+        self.part_with(*client);
     }
 
     /// Says whether the connection stays.
     fn go_on(&mut self, id: ClientId, client: &mut Client) -> bool {
         // A retired export, or a fenced guest, takes no further step, even for requests that are already here.
         client.broken |= client.session.export.io().is_none();
+        if self.parting.is_some() && !client.broken {
+            return !client.is_still();
+        }
         if !client.broken
             && let Err(error) = self.serve(id, client)
         {
@@ -263,23 +324,46 @@ impl Reactor {
         !client.is_still()
     }
 
+    /// Whether so much is on its way out that a connection should not add to what it owes.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.unsent >= UNSENT
+    }
+
     /// Where replies are laid out.
     pub(super) fn outgoing<'a>(&mut self, client: &'a mut Client) -> &'a mut Message {
-        client.outgoing.get_or_insert_with(|| self.spare.pop().unwrap_or_else(Message::new))
+        client.outgoing.get_or_insert_with(|| {
+            let spare = self.spare.pop();
+            self.spare_bytes -= spare.as_ref().map_or(0, |message| message.footprint());
+            spare.unwrap_or_else(Message::new)
+        })
     }
 
     /// Memory for data; `None` if others have to let go of some first.
-    pub(super) fn buffer(&mut self, id: ClientId, length: usize) -> Option<Buffer> {
+    pub(super) fn buffer(&mut self, id: ClientId, client: &Client, length: usize) -> Option<Buffer> {
         if let Some(buffer) = self.ring.fixed_buffer(length) {
             return Some(buffer);
         }
-        // Small requests go on even if those who take no replies hold all there is: each holds little.
-        let held = self.heap.load(Ordering::Relaxed);
-        if length > MODEST && held > 0 && held.saturating_add(length) > HEAP {
+        // Those who take no replies may hold all there is. A modest request of a connection that holds nothing goes on
+        // even so, and a large one if it is the only one.
+        let held = self.heap.used();
+        let alone = if length > MODEST { held == 0 } else { !client.holds_data() };
+        if !alone && held.saturating_add(length) > HEAP {
             self.starved.push(id);
             return None;
         }
-        Some(Buffer::heap(length, &self.heap))
+        Some(self.heap.take(length))
+    }
+
+    /// Drops every connection, whatever is in flight for it.
+    #[cfg(test)]
+    pub(super) fn lose_clients(&mut self) {
+        self.clients.iter_mut().for_each(|seat| *seat = None);
+    }
+
+    /// Whether an operation on a medium is in flight.
+    #[cfg(test)]
+    pub(super) fn works_on_media(&self) -> bool {
+        self.clients.iter().flatten().any(|client| client.in_flight > 0)
     }
 
     /// Whether no connection but the one at hand has anything in flight or to go on with.

@@ -6,15 +6,20 @@ use super::reactor::{BULK, Reactor, Task};
 use super::uring::Held;
 use super::workers::{Finished, Job};
 use super::{ClientId, Mail};
+use crate::export::table::Attached;
 use crate::export::transmission::desk::{self, Outcome};
+use crate::export::transmission::tally::Request;
 use crate::io::{BlockIo, Pass};
-use crate::nbd::{Command, Request};
+use crate::nbd::Command;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// A read up to this many bytes is laid out among the small replies, if it is done at once.
 const SMALL: usize = 16 << 10;
+
+/// After so many reads in a row that the page cache had, the next one is expected to be there.
+const HITS: u32 = 32;
 
 /// After so many reads in a row that the page cache did not have, it is asked only now and then.
 const MISSES: u32 = 8;
@@ -42,11 +47,11 @@ impl Reactor {
             }
         };
         if needs > 0 && payload.is_none() {
-            match self.buffer(id, needs) {
+            match self.buffer(id, client, needs) {
                 Some(buffer) => {
                     client.incoming = Some(Incoming { request, buffer: Some(buffer), length: needs, filled: 0 });
                 }
-                None => client.waiting = Some((request, None, Waits::ForRoom)),
+                None => client.waiting = Some((request, None, Waits::Room)),
             }
             return Ok(());
         }
@@ -64,7 +69,8 @@ impl Reactor {
                 self.write(id, client, request, buffer, (offset, length as usize, fua), pass)
             }
             Command::Flush if self.may_flush_at_once(client) => {
-                let Some(io) = client.session.export.io().cloned() else { return Ok(()) };
+                let export = Arc::clone(&client.session.export);
+                let Some(io) = export.io() else { return Ok(()) };
                 self.answer(client, request, io.flush().map(|()| Outcome::Done));
                 Ok(())
             }
@@ -74,8 +80,8 @@ impl Reactor {
 
     /// Begins what waited; says whether it no longer waits.
     pub(super) fn resume(&mut self, id: ClientId, client: &mut Client) -> io::Result<bool> {
-        let Some((request, payload, Waits::ForRoom)) = client.waiting.take_if(|it| matches!(it.2, Waits::ForRoom))
-        else {
+        self.look_at_limits(id, client);
+        let Some((request, payload, Waits::Room)) = client.waiting.take_if(|it| matches!(it.2, Waits::Room)) else {
             return Ok(false);
         };
         self.begin(id, client, request, payload)?;
@@ -87,12 +93,12 @@ impl Reactor {
         if !command.changes() {
             return Ok(None);
         }
-        let mailbox = Arc::clone(&self.mailbox);
         let writes = client.session.export.writes();
-        match writes.enter().or_else(|| writes.enter_or_call(move || mailbox.post(Mail::Retry(id)))) {
-            Some(pass) => Ok(Some(pass)),
-            None => Err(Waits::ForGate),
-        }
+        let come_back = || {
+            let mailbox = Arc::clone(&self.mailbox);
+            writes.enter_or_call(move || mailbox.post(Mail::Retry(id)))
+        };
+        writes.enter().or_else(come_back).map(Some).ok_or(Waits::Gate)
     }
 
     /// A flush blocks, but a hand-over to another thread and back takes longer than the flush of a quiet medium.
@@ -112,17 +118,22 @@ impl Reactor {
         offset: u64,
         length: usize,
     ) -> io::Result<()> {
-        let Some(io) = client.session.export.io().cloned() else { return Ok(()) };
+        let export = Arc::clone(&client.session.export);
+        let Some(io) = export.io() else { return Ok(()) };
         let cached = match client.way {
             Way::AtOnce => true,
             Way::Direct(_) => client.misses < MISSES || client.misses.is_multiple_of(NOW_AND_THEN),
             Way::Workers => false,
         };
-        if cached && length <= SMALL && self.read_small(client, io.as_ref(), request, offset, length) {
-            client.misses = 0;
-            return Ok(());
+        if !cached {
+            client.misses = client.misses.wrapping_add(1);
+        } else if length <= SMALL {
+            let found = self.read_small(client, io.as_ref(), request, offset, length);
+            client.looked(found);
+            if found {
+                return Ok(());
+            }
         }
-        client.misses = client.misses.wrapping_add(1);
         let direct = match (client.way, io.raw().and_then(|raw| raw.direct())) {
             (Way::Direct(handle), Some(direct)) => Some((handle, u64::from(direct.block()))),
             _ => None,
@@ -131,21 +142,22 @@ impl Reactor {
         let block = direct.map_or(1, |(_, block)| block);
         let start = offset - offset % block;
         let whole = (offset + length as u64).next_multiple_of(block) - start;
-        let Some(mut buffer) = self.buffer(id, whole as usize) else {
-            client.waiting = Some((request, None, Waits::ForRoom));
+        let Some(mut buffer) = self.buffer(id, client, whole as usize) else {
+            client.waiting = Some((request, None, Waits::Room));
             return Ok(());
         };
         if cached && length > SMALL {
             let target = buffer.get_mut(..length).unwrap_or_default();
-            if let Some(outcome) = read_now(client.way, io.as_ref(), target, offset) {
-                client.misses = 0;
+            let outcome = read_now(client, io.as_ref(), target, offset);
+            client.looked(outcome.is_some());
+            if let Some(outcome) = outcome {
                 self.answer_read(client, request, buffer, 0..length, outcome);
                 return Ok(());
             }
         }
         let Some((handle, _)) = direct else { return self.give(id, client, request, Some(buffer), length, None) };
         client.take_off(request.command);
-        let task = Task::Read { client: id, request, skip: (offset - start) as usize };
+        let task = Task::Read { client: id, request, skip: (offset - start) as usize, export: Arc::clone(&export) };
         self.ring.read(task, handle, buffer, whole as usize, start);
         Ok(())
     }
@@ -159,22 +171,26 @@ impl Reactor {
         offset: u64,
         length: usize,
     ) -> bool {
-        let way = client.way;
-        let bytes = &mut self.outgoing(client).bytes;
+        let mut bytes = std::mem::take(&mut self.outgoing(client).bytes);
         let before = bytes.len();
-        request.reply.data(length as u32, bytes);
+        request.reply.data(length as u32, &mut bytes);
         let start = bytes.len();
         bytes.resize(start + length, 0);
-        let outcome = read_now(way, io, bytes.get_mut(start..).unwrap_or_default(), offset);
+        let outcome = read_now(client, io, bytes.get_mut(start..).unwrap_or_default(), offset);
         if !matches!(outcome, Some(Ok(()))) {
             bytes.truncate(before);
         }
+        self.outgoing(client).bytes = bytes;
         match outcome {
             Some(Err(error)) => {
                 self.answer(client, request, Err(error));
                 true
             }
-            done => done.is_some(),
+            Some(Ok(())) => {
+                client.tally.end(request, false);
+                true
+            }
+            None => false,
         }
     }
 
@@ -197,9 +213,7 @@ impl Reactor {
             }
             // Cut short, or not possible this way: the long way says what is the matter.
             Ok(_) => self.give(id, client, request, Some(buffer), length, None),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.give(id, client, request, Some(buffer), length, None)
-            }
+            Err(error) if is_misfit(&error) => self.give(id, client, request, Some(buffer), length, None),
             Err(error) => {
                 self.answer(client, request, Err(error));
                 Ok(())
@@ -216,7 +230,8 @@ impl Reactor {
         (offset, length, fua): (u64, usize, bool),
         pass: Option<Pass>,
     ) -> io::Result<()> {
-        let Some(io) = client.session.export.io().cloned() else { return Ok(()) };
+        let export = Arc::clone(&client.session.export);
+        let Some(io) = export.io() else { return Ok(()) };
         if client.way == Way::AtOnce {
             let payload = buffer.get(..length).unwrap_or_default();
             let outcome = desk::carry_out(io.as_ref(), request.command, payload);
@@ -228,7 +243,7 @@ impl Reactor {
             && let Some(gate) = raw.writes().enter()
         {
             client.take_off(request.command);
-            let task = Task::Write { client: id, request, pass, gate: Some(gate) };
+            let task = Task::Write { client: id, request, pass, gate: Some(gate), export: Arc::clone(&export) };
             self.ring.write(task, handle, buffer, length, offset, fua);
             return Ok(());
         }
@@ -245,20 +260,14 @@ impl Reactor {
         held: Held,
     ) -> io::Result<()> {
         client.land(request.command);
-        let (Held::Buffer(buffer), Command::Write { length, fua, .. }) = (held, request.command) else { return Ok(()) };
+        let (Held::Buffer(buffer), Command::Write { length, .. }) = (held, request.command) else { return Ok(()) };
         let length = length as usize;
         let again = match &result {
             Ok(count) => *count < length,
-            Err(error) => error.raw_os_error() == Some(libc::EINVAL),
+            Err(error) => is_misfit(error),
         };
         if again {
             return self.give(id, client, request, Some(buffer), length, pass);
-        }
-        // Others flush this medium too, whoever wrote.
-        if let (Err(error), true) = (&result, fua)
-            && let Some(raw) = client.session.export.begun_on().and_then(|io| io.raw())
-        {
-            raw.durable_write_failed(error);
         }
         self.answer(client, request, result.map(|_| Outcome::Done));
         Ok(())
@@ -277,8 +286,7 @@ impl Reactor {
         client.take_off(request.command);
         client.jobs += 1;
         let export = Arc::clone(&client.session.export);
-        let mailbox = Arc::clone(&self.mailbox);
-        let answer = Box::new(move |finished| mailbox.post(Mail::Finished(id, finished)));
+        let answer = (Arc::clone(&self.mailbox), id);
         self.workers.submit(Job { request, buffer, length, export, pass, answer });
         Ok(())
     }
@@ -306,6 +314,7 @@ impl Reactor {
         if let Err(error) = outcome {
             return self.answer(client, request, Err(error));
         }
+        client.tally.end(request, false);
         let message = self.outgoing(client);
         request.reply.data(range.len() as u32, &mut message.bytes);
         message.attach(buffer, range);
@@ -315,17 +324,34 @@ impl Reactor {
         if let Err(error) = &outcome {
             desk::report(&mut client.told, &client.session.name, request.command, error);
         }
+        client.tally.end(request, outcome.is_err());
         let contexts = client.session.terms.contexts;
         let bytes = &mut self.outgoing(client).bytes;
         desk::answer(request.reply, contexts, request.command, outcome, bytes);
     }
 }
 
+/// Whether the kernel would not do it this way, and nothing has been done.
+fn is_misfit(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
+/// Remembers a direct write that was to be durable and failed: others flush this medium too, whether or not the one who
+/// wrote is still there.
+pub(super) fn remember_failure(export: &Attached, command: Command, result: &io::Result<usize>) {
+    if let (Command::Write { fua: true, .. }, Err(error)) = (command, result)
+        && !is_misfit(error)
+        && let Some(raw) = export.begun_on().and_then(|io| io.raw())
+    {
+        raw.durable_write_failed(error);
+    }
+}
+
 /// Reads if that does not block; `None` if it would.
-fn read_now(way: Way, io: &dyn BlockIo, target: &mut [u8], offset: u64) -> Option<io::Result<()>> {
-    match way {
+fn read_now(client: &Client, io: &dyn BlockIo, target: &mut [u8], offset: u64) -> Option<io::Result<()>> {
+    match client.way {
         Way::AtOnce => Some(io.read(target, offset)),
-        Way::Direct(_) => io.raw()?.read_cached(target, offset).then_some(Ok(())),
+        Way::Direct(_) => io.raw()?.read_cached(target, offset, client.hits >= HITS).then_some(Ok(())),
         Way::Workers => None,
     }
 }

@@ -3,14 +3,15 @@
 //! What an operation works on is moved in with it and comes back with its completion, whatever that says. A ring that
 //! is dropped cancels what is in flight and waits for every completion before any memory goes.
 
-use super::memory::{Arena, Buffer, PAGE};
+use super::memory::{Arena, Buffer, Heap, PAGE};
 use super::message::Parcel;
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd, Fixed};
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 /// Operations that are handed to the kernel at once.
 const ENTRIES: u32 = 512;
@@ -100,8 +101,8 @@ impl<T> Ring<T> {
         for refused in [&buffers, &files].into_iter().filter_map(|outcome| outcome.as_ref().err()) {
             tracing::debug!(error = %refused, "the ring goes on without registration");
         }
-        let entries = Buffer::heap(usize::from(PROVIDED) * size_of::<BufRingEntry>(), &Arc::default());
-        let memory = Buffer::heap(usize::from(PROVIDED) * PROVIDED_SIZE, &Arc::default());
+        let entries = own(usize::from(PROVIDED) * size_of::<BufRingEntry>());
+        let memory = own(usize::from(PROVIDED) * PROVIDED_SIZE);
         // SAFETY: page-aligned, zeroed, and held by this ring, which ends before its fields are dropped.
         unsafe {
             ring.submitter().register_buf_ring_with_flags(entries.as_ptr().addr() as u64, PROVIDED, 0, 0)?;
@@ -231,6 +232,15 @@ impl<T> Ring<T> {
         self.begin(task, Held::Nothing, entry)
     }
 
+    /// Ends every operation on a socket early. Each still completes: cancelled, or with what it has done so far.
+    pub(super) fn cancel(&mut self, socket: Handle) -> io::Result<()> {
+        let which = match socket {
+            Handle::Fixed(place) => CancelBuilder::fd(Fixed(place)),
+            Handle::Plain(fd) => CancelBuilder::fd(Fd(fd)),
+        };
+        self.push(opcode::AsyncCancel2::new(which.all()).build().user_data(NOBODY))
+    }
+
     /// What was received into a provided buffer.
     pub(super) fn provided(&self, number: u16) -> &[u8] {
         let start = usize::from(number) * PROVIDED_SIZE;
@@ -258,12 +268,21 @@ impl<T> Ring<T> {
         published.store(*tail, Ordering::Release);
     }
 
-    /// Hands over what has begun, waits for so many completions, and takes those that are there.
-    pub(super) fn turn(&mut self, wait: usize, done: &mut Vec<Done<T>>) -> io::Result<()> {
+    /// Hands over what has begun, waits for so many completions, or for as long as there is patience, and takes those
+    /// that are there.
+    pub(super) fn turn(&mut self, wait: usize, patience: Option<Duration>, done: &mut Vec<Done<T>>) -> io::Result<()> {
         let wait = if self.failed.is_empty() { wait } else { 0 };
         done.append(&mut self.failed);
-        match self.ring.submit_and_wait(wait) {
+        let submitted = match patience.filter(|_| wait > 0) {
+            None => self.ring.submit_and_wait(wait),
+            Some(patience) => {
+                let patience = Timespec::from(patience);
+                self.ring.submitter().submit_with_args(wait, &SubmitArgs::new().timespec(&patience))
+            }
+        };
+        match submitted {
             Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
             // Completions must be taken before more can begin, or a signal has come.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN)) => {}
             Err(error) => return Err(error),
@@ -320,19 +339,23 @@ impl<T> Drop for Ring<T> {
         let mut outcome = self.push(cancel);
         let mut done = Vec::new();
         while outcome.is_ok() && self.in_flight() {
-            outcome = self.turn(1, &mut done);
+            outcome = self.turn(1, None, &mut done);
             done.clear();
         }
         if let Err(error) = outcome {
             // The kernel may still write to it: memory that is lost is better than memory that is not ours.
             tracing::error!(%error, "a ring does not end; its memory is given up");
             std::mem::forget(std::mem::take(&mut self.flights));
-            let nothing = || Buffer::heap(PAGE, &Arc::default());
-            let nothing = Provided { entries: nothing(), memory: nothing(), tail: 0 };
+            let nothing = Provided { entries: own(PAGE), memory: own(PAGE), tail: 0 };
             std::mem::forget(std::mem::replace(&mut self.provided, nothing));
             std::mem::forget(Arc::clone(&self.arena));
         }
     }
+}
+
+/// Zeroed memory of the ring itself.
+fn own(length: usize) -> Buffer {
+    Arc::new(Heap::default()).take(length)
 }
 
 fn out_of_bounds() -> io::Error {

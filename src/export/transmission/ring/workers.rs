@@ -5,9 +5,11 @@
 
 use super::super::desk::{self, Outcome};
 use super::memory::Buffer;
+use super::{ClientId, Mail, Mailbox};
 use crate::export::table::Attached;
+use crate::export::transmission::tally::Request;
 use crate::io::Pass;
-use crate::nbd::{Command, Request};
+use crate::nbd::Command;
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::io;
@@ -30,8 +32,8 @@ pub(super) struct Job {
     /// Held until the job is done, whatever becomes of its connection.
     pub(super) export: Arc<Attached>,
     pub(super) pass: Option<Pass>,
-    /// Where the answer goes.
-    pub(super) answer: Box<dyn FnOnce(Finished) + Send>,
+    /// Whose connection the answer goes to.
+    pub(super) answer: (Arc<Mailbox>, ClientId),
 }
 
 /// A request that has been carried out, or not.
@@ -60,7 +62,9 @@ impl Workers {
     pub(super) fn submit(self: &Arc<Self>, job: Job) {
         let mut shop = self.lock();
         shop.jobs.push_back(job);
-        shop.threads.retain(|thread| !thread.is_finished());
+        if shop.idle < shop.jobs.len() {
+            shop.threads.retain(|thread| !thread.is_finished());
+        }
         if shop.idle >= shop.jobs.len() || shop.threads.len() >= MOST {
             drop(shop);
             return self.work.notify_one();
@@ -72,9 +76,9 @@ impl Workers {
             Err(error) => {
                 let jobs = std::mem::take(&mut shop.jobs);
                 drop(shop);
-                for Job { request, answer, .. } in jobs {
+                for Job { request, answer: (mailbox, client), .. } in jobs {
                     let outcome = Err(io::Error::new(error.kind(), error.to_string()));
-                    answer(Finished { request, buffer: None, outcome });
+                    mailbox.post(Mail::Finished(client, Finished { request, buffer: None, outcome }));
                 }
             }
         }
@@ -123,7 +127,7 @@ impl Workers {
 
 impl Job {
     fn perform(self) {
-        let Self { request, mut buffer, length, export, pass, answer } = self;
+        let Self { request, mut buffer, length, export, pass, answer: (mailbox, client) } = self;
         let bytes = buffer.as_deref_mut().and_then(|buffer| buffer.get_mut(..length)).unwrap_or_default();
         let outcome = match (export.io(), request.command) {
             // Retired or fenced while the job waited.
@@ -136,6 +140,6 @@ impl Job {
         };
         // Whoever waits for the medium to be let go, or for changes to end, waits for the answer too.
         drop((export, pass));
-        answer(Finished { request, buffer, outcome });
+        mailbox.post(Mail::Finished(client, Finished { request, buffer, outcome }));
     }
 }
