@@ -2,7 +2,7 @@
 //! joined, and ready for the first volume. What it does is what the README's user would type.
 
 use super::roles::{NBD_PORT, end_on_signal};
-use crate::block::{self, BlockConfig, EngineChoice};
+use crate::block::{self, BlockConfig, EngineChoice, Lineage};
 use crate::ctl::default_config_dir;
 use crate::manager::{self, ManagerConfig, StoreConfig};
 use crate::rpc::{BLOCK_PORT, Fault, MANAGER_PORT, dial_socket, file_driver, proto};
@@ -87,7 +87,7 @@ pub async fn run(args: DevArgs) -> Result<()> {
                 tracing::debug!("nobody waits for the block service any more");
             }
         };
-        block::run(config, shutdown.child(), ready).await
+        block::run(config, Lineage::default(), shutdown.child(), ready).await
     };
     let prepare = async {
         let address = serving.await.map_err(|_| anyhow!("the parts did not start"))?;

@@ -89,7 +89,8 @@ impl Cli {
             }
             Role::Ctl(args) => execute(1, ctl::run(args)),
             Role::Manager(roles::ManagerCommand::Run(args)) => execute(2, roles::manager(args)),
-            Role::Block(roles::BlockCommand::Run(args)) => execute(2, roles::block(args)),
+            Role::Block(roles::BlockCommand::Run(args)) => execute(2, roles::block(args, roles::lineage())),
+            Role::Block(roles::BlockCommand::HandoverVersion { arguments }) => roles::handover_version(arguments),
             Role::Dev(args) => execute(2, dev::run(args)),
         }
     }

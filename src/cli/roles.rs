@@ -1,12 +1,14 @@
 //! `symphony manager run` and `symphony block run`.
 
-use crate::block::{self, BlockConfig, EngineChoice, Join};
+use crate::block::{self, BlockConfig, EngineChoice, Join, Lineage};
 use crate::ctl::default_config_dir;
+use crate::host::{Inheritance, Program, Supervisor};
 use crate::manager::{self, EtcdFiles, ManagerConfig, Password, StoreConfig};
 use crate::rpc::{BLOCK_PORT, MANAGER_PORT};
 use crate::runtime::{Shutdown, termination};
 use anyhow::{Context, Result};
-use clap::{Args, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -23,9 +25,23 @@ pub enum ManagerCommand {
 #[derive(Debug, Subcommand)]
 pub enum BlockCommand {
     /// Run a block service in the foreground
-    #[command(after_help = "Then join it once: symphony ctl --socket=DIR/control.sock block init MANAGER[:PORT]")]
+    #[command(after_help = RUNNING)]
     Run(BlockArgs),
+    /// Say which running block services this executable can take over from, and whether it understands their arguments
+    #[command(hide = true)]
+    HandoverVersion {
+        /// Those of the running one, behind `--`
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
 }
+
+const RUNNING: &str = "\
+Then join it once: symphony ctl --socket=DIR/control.sock block init MANAGER[:PORT]
+
+SIGUSR2, or `symphony ctl … block restart`, runs the executable that is now at this one's path in place of this one, with
+the same arguments: local clients without TLS notice a short pause. With a service manager that keeps descriptors
+(FileDescriptorStoreMax=) so does its restart.";
 
 #[derive(Debug, Args)]
 pub struct ManagerArgs {
@@ -139,10 +155,21 @@ pub async fn manager(args: ManagerArgs) -> Result<()> {
         metrics: args.metrics_listen,
         init: args.init,
     };
-    manager::run(config, shutdown, |_| {}).await.context("running the manager")
+    let supervisor = Supervisor::from_environment();
+    let ready = |_| supervisor.iter().for_each(Supervisor::ready);
+    manager::run(config, shutdown, ready).await.context("running the manager")
 }
 
-pub async fn block(args: BlockArgs) -> Result<()> {
+/// Where this process comes from. To be asked for before anything is opened: descriptors may have been left to it.
+pub fn lineage() -> Lineage {
+    let inheritance = Inheritance::take_from_environment();
+    let program = Program::of_this_process();
+    let program =
+        program.inspect_err(|error| tracing::warn!(%error, "no restarts in place: whose executable is this?"));
+    Lineage { inheritance, supervisor: Supervisor::from_environment(), program: program.ok() }
+}
+
+pub async fn block(args: BlockArgs, lineage: Lineage) -> Result<()> {
     let shutdown = Shutdown::new();
     end_on_signal(&shutdown);
     let config = BlockConfig {
@@ -155,5 +182,14 @@ pub async fn block(args: BlockArgs) -> Result<()> {
         join: (!args.join.is_empty()).then_some(Join { managers: args.join, token_file: args.token_file }),
         metrics: args.metrics_listen,
     };
-    block::run(config, shutdown, || {}).await.context("running the block service")
+    block::run(config, lineage, shutdown, || {}).await.context("running the block service")
+}
+
+/// Answers a running block service that asks whether this executable can take its place.
+pub fn handover_version(arguments: Vec<OsString>) -> Result<()> {
+    let program = OsString::from("symphony");
+    super::Cli::try_parse_from(std::iter::once(program).chain(arguments))
+        .map_err(|error| anyhow::anyhow!("the arguments are not understood: {error}"))?;
+    println!("{}", block::handover::sort_of_documents());
+    Ok(())
 }

@@ -13,6 +13,7 @@ use crate::model::ServiceType;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -61,6 +62,11 @@ pub struct ConfigDir {
 impl ConfigDir {
     /// Makes the directory (0700) if it is missing, locks it, and remembers the role.
     pub fn open(path: &Path, role: ServiceType) -> Result<Self, ConfigDirError> {
+        Self::inherit(path, role, None)
+    }
+
+    /// The same with a lock on it that another program of this process has taken, if that is what it is.
+    pub fn inherit(path: &Path, role: ServiceType, lock: Option<OwnedFd>) -> Result<Self, ConfigDirError> {
         // Before anything is made: a path that can never hold its sockets is the user's to change now.
         check_socket_path(&control_socket(path))?;
         check_socket_path(&nbd_socket(path))?;
@@ -68,7 +74,7 @@ impl ConfigDir {
         let directory = Directory::open(path)?;
         check_exposure(path)?;
         directory.check_writable()?;
-        let lock = take_lock(path)?;
+        let lock = take_lock(path, lock)?;
         directory.sweep_staged(|_| true)?;
         match load::<Role>(&directory, ROLE)? {
             Some(Role { role: held }) if held != role => {
@@ -82,6 +88,11 @@ impl ConfigDir {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The lock once more, for another program of this process: it is free when nobody has it any more.
+    pub fn lock(&self) -> io::Result<OwnedFd> {
+        self._lock.duplicate()
     }
 
     pub fn role(&self) -> ServiceType {
@@ -160,12 +171,18 @@ fn check_exposure(path: &Path) -> Result<(), ConfigDirError> {
 }
 
 /// The lock file is never removed: whoever locks a removed one would share the directory with whoever made it anew.
-fn take_lock(directory: &Path) -> Result<Lock, ConfigDirError> {
+fn take_lock(directory: &Path, inherited: Option<OwnedFd>) -> Result<Lock, ConfigDirError> {
     let path = directory.join(LOCK);
     let failed = |action| move |error: io::Error| FileError::new(action, directory.join(LOCK), error);
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(&path).map_err(failed("open"))?;
+    if let Some(inherited) = inherited.map(File::from) {
+        let identity = |file: &File| file.metadata().map(|facts| (facts.dev(), facts.ino())).map_err(failed("look at"));
+        if identity(&file)? == identity(&inherited)? {
+            file = inherited;
+        }
+    }
     let Some(lock) = Lock::try_take(&file).map_err(failed("lock"))? else {
         return Err(ConfigDirError::Locked { path: directory.to_owned(), holder: holder(&mut file) });
     };
@@ -217,6 +234,21 @@ mod tests {
         let words = format!("locked by another symphony process (pid {})", std::process::id());
         assert!(error.to_string().contains(&words), "{error}");
         drop(held);
+        ConfigDir::open(&path, ServiceType::Block).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_was_inherited_is_never_free_in_between() {
+        let (_keep, path) = scratch();
+        let held = ConfigDir::open(&path, ServiceType::Block).unwrap();
+        let other = tempfile::tempfile().unwrap();
+        ConfigDir::inherit(&path, ServiceType::Block, Some(other.into())).unwrap_err();
+        let inherited = held.lock().unwrap();
+        // As at exec: closed, not unlocked.
+        std::mem::forget(held);
+        let heir = ConfigDir::inherit(&path, ServiceType::Block, Some(inherited)).unwrap();
+        ConfigDir::open(&path, ServiceType::Block).unwrap_err();
+        drop(heir);
         ConfigDir::open(&path, ServiceType::Block).unwrap();
     }
 

@@ -89,7 +89,7 @@ pub fn save<T: Document>(directory: &Directory, name: &str, content: &T) -> Resu
 
 /// The first step of [`save`], for callers that have more to make durable before the document may appear.
 pub fn stage<'d, T: Document>(directory: &'d Directory, name: &str, content: &T) -> Result<Staged<'d>, DocumentError> {
-    let text = encode(content).map_err(|source| DocumentError::Encode {
+    let text = encode_document(content).map_err(|source| DocumentError::Encode {
         format: T::FORMAT,
         path: directory.path_of(name),
         source,
@@ -104,12 +104,16 @@ pub fn stage<'d, T: Document>(directory: &'d Directory, name: &str, content: &T)
 /// [`load_document`] in a directory held open.
 pub fn load<T: Document>(directory: &Directory, name: &str) -> Result<Option<T>, DocumentError> {
     match directory.read(name, MAX_FILE)? {
-        Some(bytes) => decode(&directory.path_of(name), &bytes).map(Some),
+        Some(bytes) => decode_document(&directory.path_of(name), &bytes).map(Some),
         None => Ok(None),
     }
 }
 
-fn encode<T: Document>(content: &T) -> Result<String, serde_json::Error> {
+/// The document's text, for other places than files.
+///
+/// # Errors
+/// The content cannot be put into words.
+pub fn encode_document<T: Document>(content: &T) -> Result<String, serde_json::Error> {
     let zeros = "0".repeat(DIGITS);
     let envelope = Envelope { format: T::FORMAT.to_owned(), version: T::VERSION, sha256: zeros.clone(), content };
     let blank = serde_json::to_string_pretty(&envelope)? + "\n";
@@ -117,7 +121,11 @@ fn encode<T: Document>(content: &T) -> Result<String, serde_json::Error> {
     Ok(blank.replacen(&zeros, &digest(blank.as_bytes()), 1))
 }
 
-fn decode<T: Document>(path: &Path, bytes: &[u8]) -> Result<T, DocumentError> {
+/// Reads a document's text; `path` says in messages where it was.
+///
+/// # Errors
+/// It is damaged, of another kind or newer.
+pub fn decode_document<T: Document>(path: &Path, bytes: &[u8]) -> Result<T, DocumentError> {
     let damaged = |reason: &str| DocumentError::Damaged { path: path.to_owned(), reason: reason.to_owned() };
     if bytes.is_empty() {
         return Err(damaged("it is empty"));
@@ -192,7 +200,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_damage_is_named_and_the_file_is_kept() {
-        let text = encode(&note()).unwrap();
+        let text = encode_document(&note()).unwrap();
         assert!(damage_of(b"").contains("empty"));
         assert!(damage_of(b"\xff\xfe").contains("not text"));
         assert!(damage_of(b"[]").contains("not a document"));
@@ -204,32 +212,32 @@ mod tests {
 
     #[test]
     fn a_document_cut_short_anywhere_is_damaged() {
-        let text = encode(&note()).unwrap();
+        let text = encode_document(&note()).unwrap();
         let path = Path::new("note.json");
         for length in 0..text.len() {
-            assert!(decode::<Note>(path, &text.as_bytes()[..length]).is_err(), "{length}");
+            assert!(decode_document::<Note>(path, &text.as_bytes()[..length]).is_err(), "{length}");
         }
     }
 
     proptest! {
         #[test]
         fn no_byte_changes_unseen(at in any::<prop::sample::Index>(), change in 1u8..) {
-            let mut bytes = encode(&note()).unwrap().into_bytes();
+            let mut bytes = encode_document(&note()).unwrap().into_bytes();
             let at = at.index(bytes.len());
             bytes[at] ^= change;
-            prop_assert!(decode::<Note>(Path::new("note.json"), &bytes).is_err());
+            prop_assert!(decode_document::<Note>(Path::new("note.json"), &bytes).is_err());
         }
 
         #[test]
         fn any_content_comes_back(text in ".*", numbers: Vec<u64>) {
             let note = Note { text, numbers };
-            let encoded = encode(&note).unwrap();
-            prop_assert_eq!(decode::<Note>(Path::new("note.json"), encoded.as_bytes()).unwrap(), note);
+            let encoded = encode_document(&note).unwrap();
+            prop_assert_eq!(decode_document::<Note>(Path::new("note.json"), encoded.as_bytes()).unwrap(), note);
         }
 
         #[test]
         fn any_bytes_are_read_or_refused_without_a_panic(bytes: Vec<u8>) {
-            prop_assert!(decode::<Note>(Path::new("note.json"), &bytes).is_err());
+            prop_assert!(decode_document::<Note>(Path::new("note.json"), &bytes).is_err());
         }
     }
 }

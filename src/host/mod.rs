@@ -1,5 +1,5 @@
 //! The host: the only door to the operating system. Files and directories that survive power cuts, the config
-//! directory, facts about disks, and who is at the other end of a connection.
+//! directory, facts about disks, who is at the other end of a connection, and what one process leaves to the next.
 //!
 //! Never here: what the files mean, gRPC, the store. Every call blocks for as long as the disk does, none longer.
 //!
@@ -12,16 +12,24 @@ pub mod disk;
 pub mod document;
 pub mod files;
 mod identity;
+mod inheritance;
 mod limits;
 pub mod lock;
 pub mod peer;
+mod program;
+mod sealed;
+mod supervisor;
 pub mod unix_socket;
 
 pub use aside::{put_aside, take_back};
 pub use config_dir::{ConfigDir, ConfigDirError};
-pub use document::{Document, DocumentError, load_document, save_document};
+pub use document::{Document, DocumentError, decode_document, encode_document, load_document, save_document};
+pub use inheritance::Inheritance;
 pub use limits::raise_open_files;
 pub use peer::{LocalUser, PeerRefused, is_local_peer, tcp_peer, unix_peer};
+pub use program::{Program, ProgramError};
+pub use sealed::{seal, unseal};
+pub use supervisor::Supervisor;
 pub use unix_socket::SocketError;
 
 /// The host's name as the kernel has it; a name that is not UTF-8 keeps its readable part.

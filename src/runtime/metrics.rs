@@ -12,6 +12,8 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -31,6 +33,16 @@ pub type Fill = Arc<dyn Fn(&mut Page) + Send + Sync>;
 
 /// A label's name and value each.
 pub type Labels = Vec<(&'static str, String)>;
+
+/// How many of how many took how long, or were how large.
+#[derive(Clone, Debug, Default)]
+pub struct Distribution {
+    pub count: u64,
+    /// Of all values.
+    pub sum: f64,
+    /// Upper bounds, ascending, and how many values do not exceed each.
+    pub within: Vec<(f64, u64)>,
+}
 
 /// Readers at the same time; others wait in the listener's queue.
 const READERS: usize = 8;
@@ -61,9 +73,38 @@ impl Page {
         self.0.register(name, help, family);
     }
 
+    /// How values are distributed that came while the process lives. Bounds need not name infinity.
+    pub fn histogram(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, Distribution)>) {
+        self.0.register(name, help, Distributions(values.into_iter().collect()));
+    }
+
     /// The same without labels.
     pub fn count(&mut self, name: &str, help: &str, value: u64) {
         self.0.register(name, help, ConstCounter::new(value));
+    }
+}
+
+/// Distributions as they are written.
+#[derive(Debug)]
+struct Distributions(Vec<(Labels, Distribution)>);
+
+impl EncodeMetric for Distributions {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (labels, Distribution { count, sum, within }) in &self.0 {
+            // The encoder adds up what is in each bucket alone.
+            let mut below = 0;
+            let mut buckets: Vec<(f64, u64)> = Vec::with_capacity(within.len() + 1);
+            for (bound, upto) in within.iter().copied().chain([(f64::INFINITY, *count)]) {
+                buckets.push((bound, upto.saturating_sub(below)));
+                below = below.max(upto);
+            }
+            encoder.encode_family(labels)?.encode_histogram::<NoLabelSet>(*sum, *count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
     }
 }
 

@@ -9,7 +9,7 @@ mod turns;
 
 pub use backoff::Backoff;
 pub use clock::{Clock, ManualClock, SystemClock};
-pub use shutdown::{Shutdown, termination};
+pub use shutdown::{Shutdown, termination, upgrades};
 pub use turns::{Turn, Turns};
 
 /// What `--version` prints and services tell each other.

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -70,6 +70,12 @@ impl Shutdown {
         self.tasks.close();
         self.tasks.wait().await;
     }
+}
+
+/// Every SIGUSR2 from now on: another executable is to go on in place of this one. Until this was called, it ends the
+/// process.
+pub fn upgrades() -> std::io::Result<Signal> {
+    signal(SignalKind::user_defined2())
 }
 
 /// Completes at the first SIGTERM or SIGINT.
