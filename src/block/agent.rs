@@ -21,6 +21,12 @@ pub enum Notice {
     TakeInventory(oneshot::Sender<Inventory>),
     /// How many pools and volumes are assigned.
     Count(oneshot::Sender<(usize, usize)>),
+    /// Say when nothing is at work that is due.
+    Settle(oneshot::Sender<()>),
+    /// The same, and begin nothing from now on.
+    Rest(oneshot::Sender<()>),
+    /// Rest no longer.
+    Resume,
 }
 
 /// How long tasks may take to finish at the end.
@@ -48,6 +54,9 @@ pub struct Agent {
     looks: JoinSet<Look>,
     /// What may be told once the ledger is on disk.
     held_back: Vec<Report>,
+    resting: bool,
+    /// Those who wait until nothing is at work.
+    waiting: Vec<oneshot::Sender<()>>,
 }
 
 /// What a look in the background came to.
@@ -80,6 +89,8 @@ impl Agent {
             planned: Instant::now(),
             looks: JoinSet::new(),
             held_back: Vec::new(),
+            resting: false,
+            waiting: Vec::new(),
         }
     }
 
@@ -90,6 +101,7 @@ impl Agent {
         loop {
             let fresh = self.advance().await;
             self.tell(fresh);
+            self.say_when_still();
             match self.select(&mut notices, &mut looks, &group).await {
                 Step::Told(told) => {
                     for notice in told {
@@ -186,6 +198,9 @@ impl Agent {
     /// Starts what is due. Returns reports on what waits for something else.
     async fn advance(&mut self) -> Vec<Report> {
         self.planned = Instant::now();
+        if self.resting {
+            return Vec::new();
+        }
         let mut tasks = self.world.plan(&self.assigned, self.planned);
         if tasks.iter().any(Task::destroys) && !self.save().await {
             // A tombstone is on disk before it is acted on, or not acted on.
@@ -200,6 +215,17 @@ impl Agent {
             self.hands.spawn_blocking(move || worker.perform(task));
         }
         self.report_waiting()
+    }
+
+    fn say_when_still(&mut self) {
+        if !self.hands.is_empty() || self.resting && !self.looks.is_empty() {
+            return;
+        }
+        for waiting in self.waiting.drain(..) {
+            if waiting.send(()).is_err() {
+                tracing::debug!("nobody waits for stillness any more");
+            }
+        }
     }
 
     /// Takes over what a task came to; what is to be told of it.
@@ -253,6 +279,12 @@ impl Agent {
                     tracing::debug!("nobody waits for the count any more");
                 }
             }
+            Notice::Settle(reply) => self.waiting.push(reply),
+            Notice::Rest(reply) => {
+                self.resting = true;
+                self.waiting.push(reply);
+            }
+            Notice::Resume => self.resting = false,
         }
     }
 
@@ -287,7 +319,7 @@ impl Agent {
 
     /// Looks at the pools' capacities in the background.
     fn look(&mut self) {
-        if !self.looks.is_empty() {
+        if self.resting || !self.looks.is_empty() {
             return;
         }
         let worker = self.worker.clone();

@@ -1,11 +1,12 @@
-//! The block service's own control socket: init and status. Everything else is asked of a manager.
+//! The block service's own control socket: init, status and restart. Everything else is asked of a manager.
 
 use super::agent::Notice;
 use super::keeper::Certification;
 use super::link::LinkState;
 use super::serve::{Block, Stage};
-use crate::rpc::proto;
+use crate::rpc::{Fault, proto};
 use proto::block_control_server::BlockControl;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
@@ -39,6 +40,13 @@ impl BlockControl for Face {
             addresses: Some((&self.0.addresses).into()),
             certificate: self.0.certificate(),
             nbd_engine: self.0.nbd_engine.to_owned(),
+            instance: self.0.instance().to_string(),
+            passage: self.0.passage().map(|passage| proto::Passage {
+                from: passage.from.to_string(),
+                went_on: u32::try_from(passage.went_on).unwrap_or(u32::MAX),
+                ended: u32::try_from(passage.ended).unwrap_or(u32::MAX),
+                settled: passage.settled,
+            }),
             ..Default::default()
         };
         match self.0.stage() {
@@ -70,5 +78,12 @@ impl BlockControl for Face {
             }
         }
         Ok(Response::new(status))
+    }
+    async fn restart_block(
+        &self,
+        request: Request<proto::RestartBlockRequest>,
+    ) -> Result<Response<proto::RestartBlockResponse>, Status> {
+        let executable = request.into_inner().executable.map(PathBuf::from);
+        Err(Fault::from(self.0.restart(executable.as_deref()).await).into())
     }
 }

@@ -10,6 +10,8 @@
 //!    └──────reports────────┘  └───outcomes────┘
 //! ```
 //!
+//! What one process of a block service leaves to the next, so that restarts go unnoticed, is the business of [`handover`].
+//!
 //! Managers are dialled over TLS alone, by the key and certificate that `enrolment` brings and the `keeper` renews.
 
 mod agent;
@@ -17,6 +19,8 @@ mod enrolment;
 mod face;
 #[cfg(test)]
 mod fake;
+mod figures;
+pub mod handover;
 mod keeper;
 mod ledger;
 mod link;
@@ -27,5 +31,6 @@ mod unattended;
 mod worker;
 
 pub use crate::export::EngineChoice;
+pub use handover::Lineage;
 pub use serve::{BlockConfig, BlockError, run};
 pub use unattended::Join;

@@ -3,6 +3,7 @@
 use super::agent::{Agent, Notice};
 use super::enrolment::{Applicant, parse_token};
 use super::face::Face;
+use super::handover::{Holdings, Lineage, Others, Passage, Predecessor, Restarter};
 use super::keeper::{Certification, Keeper, Subject};
 use super::ledger::Ledger;
 use super::link::{Link, LinkState};
@@ -16,11 +17,12 @@ use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_do
 use crate::model::{Addresses, ClusterId, Identity, ServiceId, ServiceType};
 use crate::pki::{Bearer, Keyring, Role};
 use crate::rpc::proto::block_control_server::BlockControlServer;
+use crate::rpc::proto::figures_server::FiguresServer;
 use crate::rpc::{
     ALPN, Fault, FaultKind, ListenError, Listener, MAX_REQUEST, Transport, advertised, local_peers, proto,
 };
 use crate::runtime::metrics::{Fill, Page};
-use crate::runtime::{Clock, Shutdown, SystemClock, VERSION};
+use crate::runtime::{Clock, Shutdown, SystemClock, VERSION, upgrades};
 use crate::session::Greeting;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -69,6 +71,10 @@ pub enum BlockError {
     Tls(#[from] crate::pki::Error),
     #[error("cannot tell the host's name")]
     HostName(#[source] std::io::Error),
+    #[error("no descriptors are left for what another process may need one day")]
+    Descriptors(#[source] std::io::Error),
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
 }
 
 /// How long `block init` waits for its first session.
@@ -87,6 +93,7 @@ pub(super) struct Active {
     pub cluster: ClusterId,
     cluster_name: String,
     pub notices: mpsc::Sender<Notice>,
+    pub worker: Arc<Worker>,
     link: watch::Receiver<LinkState>,
     certification: watch::Receiver<Certification>,
     /// Ends the membership without word from a manager.
@@ -120,27 +127,50 @@ pub struct Block {
     /// TLS to managers by the keyring.
     client: Arc<rustls::ClientConfig>,
     clock: Arc<dyn Clock>,
+    /// What this process could leave to another one.
+    holdings: Arc<Holdings>,
+    restarter: Option<Restarter>,
+    /// How it went with what a former process has left.
+    passage: watch::Sender<Option<Passage>>,
     /// One init at a time.
     init: Mutex<()>,
-    shutdown: Shutdown,
+    pub(super) shutdown: Shutdown,
 }
 
 /// Runs a block service until `shutdown` is requested. `ready` is called once calls are answered.
 ///
 /// # Errors
 /// If it cannot start: directory, identity, ledger, ports.
-pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() + Send) -> Result<(), BlockError> {
-    let dir = ConfigDir::open(&config.config_dir, ServiceType::Block)?;
+pub async fn run(
+    config: BlockConfig,
+    mut lineage: Lineage,
+    shutdown: Shutdown,
+    ready: impl FnOnce() + Send,
+) -> Result<(), BlockError> {
+    let before = Predecessor::meet(&mut lineage);
+    let Lineage { supervisor, program, .. } = lineage;
+    let dir = ConfigDir::inherit(&config.config_dir, ServiceType::Block, before.lock)?;
     let identity: Option<Identity> = load_document(&dir.identity())?;
     // Empty until there is a membership: TLS peers are hung up on till then.
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let keyring = Keyring::empty(clock.clone());
     let client = keyring.client_config(&[Role::Manager], ALPN)?;
-    let tcp = Listener::tcp(config.listen, local_peers(), keyring.clone()).await?;
-    let control = Listener::unix(&dir.free_control_socket()?)?;
+    let inherited = |socket| Listener::inherited_tcp(socket, config.listen, local_peers(), keyring.clone());
+    let tcp = match before.rpc.and_then(|socket| usable(inherited(socket))) {
+        Some(listener) => listener,
+        None => Listener::tcp(config.listen, local_peers(), keyring.clone()).await?,
+    };
+    let inherited = |socket| Listener::inherited_unix(socket, &dir.control_socket());
+    let control = match before.control.and_then(|socket| usable(inherited(socket))) {
+        Some(listener) => listener,
+        None => Listener::unix(&dir.free_control_socket()?)?,
+    };
     let exports = ExportTable::new();
-    let nbd_socket = absolute(dir.free_nbd_socket()?);
-    let mut nbd = NbdServer::start(
+    let nbd_socket = match &before.nbd.unix {
+        Some(_) => absolute(dir.nbd_socket()),
+        None => absolute(dir.free_nbd_socket()?),
+    };
+    let nbd = NbdServer::prepare(
         ServerConfig {
             tcp: Some(config.nbd_listen),
             unix: Some(nbd_socket.clone()),
@@ -149,21 +179,30 @@ pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() +
             ..ServerConfig::new()
         },
         exports.clone(),
+        before.nbd,
     )?;
     let host = config.advertise.as_deref();
     let rpc = tcp.address().map(|bound| advertised(host, bound));
     let nbd_address = nbd.tcp_address().map(|bound| advertised(host, bound));
+    let second = |socket: std::io::Result<_>| socket.map_err(BlockError::Descriptors);
+    let others =
+        Others { lock: second(dir.lock())?, rpc: second(tcp.duplicate())?, control: second(control.duplicate())? };
+    let nbd_engine = nbd.engine();
+    let holdings = Arc::new(Holdings::new(nbd, others));
     let block = Arc::new(Block {
         host_name: crate::host::host_name().map_err(BlockError::HostName)?,
         addresses: Addresses { rpc, nbd: nbd_address.clone() },
         exports,
-        nbd_engine: nbd.engine(),
+        nbd_engine,
         doors: Doors::at(nbd_address, nbd_socket),
         stage: watch::Sender::new(Stage::Uninitialised(None)),
         managers: config.managers,
         keyring,
         client,
         clock,
+        restarter: program.map(|program| Restarter::new(program, holdings.clone())),
+        holdings: holdings.clone(),
+        passage: watch::Sender::new(before.instance.map(Passage::begun)),
         init: Mutex::default(),
         shutdown: shutdown.clone(),
         dir,
@@ -184,6 +223,14 @@ pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() +
             None => tracing::info!("not initialised: waiting for `block init`"),
         },
     }
+    match before.instance {
+        Some(from) => shutdown.spawn(block.clone().go_on(from, before.connections)),
+        None => holdings.nbd().open()?,
+    }
+    if block.restarter.is_some() {
+        let upgrades = upgrades().map_err(BlockError::Signals)?;
+        shutdown.spawn_until_end(block.clone().restart_on_signal(upgrades));
+    }
     if let Some(address) = config.metrics {
         let watched = block.clone();
         let fill: Fill = Arc::new(move |page: &mut Page| metrics::fill(&watched, page));
@@ -192,15 +239,27 @@ pub async fn run(config: BlockConfig, shutdown: Shutdown, ready: impl FnOnce() +
         tracing::info!(%bound, "metrics");
     }
     ready();
+    if let Some(supervisor) = &supervisor {
+        supervisor.ready();
+    }
     let served = tokio::try_join!(serve(&block, tcp, true), serve(&block, control, false));
+    if let Some(supervisor) = &supervisor {
+        supervisor.stopping();
+    }
     shutdown.finish().await;
     // After the agent: nothing is published any more. In-flight requests finish.
-    tokio::task::spawn_blocking(move || nbd.shutdown()).await.unwrap_or_else(|error| {
+    let supervisor = supervisor.filter(|_| served.is_ok());
+    tokio::task::spawn_blocking(move || holdings.end(supervisor.as_ref())).await.unwrap_or_else(|error| {
         tracing::error!(%error, "the NBD server did not stop in order");
     });
     served?;
     tracing::info!("block service stopped");
     Ok(())
+}
+
+/// What cannot be gone on with is closed, and somewhere else is listened.
+fn usable(inherited: Result<Listener, ListenError>) -> Option<Listener> {
+    inherited.inspect_err(|error| tracing::warn!(error = %chain(error), "listening anew for gRPC")).ok()
 }
 
 fn absolute(path: PathBuf) -> PathBuf {
@@ -211,9 +270,11 @@ async fn serve(block: &Arc<Block>, listener: Listener, open: bool) -> Result<(),
     let shutdown = block.shutdown.clone();
     let (_reporter, health) = tonic_health::server::health_reporter();
     let control = (!open).then(|| BlockControlServer::new(Face(block.clone())).max_decoding_message_size(MAX_REQUEST));
+    let figures = FiguresServer::new(Face(block.clone())).max_decoding_message_size(MAX_REQUEST);
     let overdue = shutdown.clone();
     let served = crate::rpc::server()
         .add_service(health)
+        .add_service(figures)
         .add_optional_service(control)
         .serve_with_incoming_shutdown(listener.incoming(), async move { shutdown.requested().await });
     tokio::select! {
@@ -280,6 +341,7 @@ impl Block {
             cluster: membership.cluster,
             cluster_name: membership.cluster_name.to_string(),
             notices,
+            worker: worker.clone(),
             link: state.subscribe(),
             certification,
             dismissed: Notify::new(),
@@ -406,5 +468,6 @@ fn internal(error: &dyn std::error::Error) -> Fault {
     Fault::new(FaultKind::Internal, chain(error))
 }
 
+mod restarts;
 #[cfg(test)]
 mod tests;

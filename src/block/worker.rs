@@ -4,7 +4,7 @@ mod snapshot;
 
 use crate::backend::file::FilePool;
 use crate::backend::{Backend, BackendError, PoolIdentity, VolumeLayout};
-use crate::export::{AdmitError, ExportTable, Freeze, Grant, ServedExport};
+use crate::export::{Account, AdmitError, ExportTable, Freeze, Grant, ServedExport};
 use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
@@ -64,13 +64,22 @@ impl Doors {
     }
 }
 
+/// A volume in the export table.
+struct Served {
+    /// What it was last made to be.
+    as_assigned: VolumeAssignment,
+    size: ByteSize,
+}
+
 /// The open pools and the export table of this host.
 pub struct Worker {
     cluster: ClusterId,
     pools: Mutex<BTreeMap<PoolId, Arc<dyn Backend>>>,
     exports: Arc<ExportTable>,
     /// Which volumes are in the export table. By id: a name may pass from a volume that goes to one that comes.
-    served: Mutex<BTreeMap<VolumeId, Name>>,
+    served: Mutex<BTreeMap<VolumeId, Served>>,
+    /// Of every volume that has been served, until it is destroyed.
+    accounts: Mutex<BTreeMap<VolumeId, Arc<Account>>>,
     /// Whom the export table may let in to what.
     admitted: Mutex<BTreeSet<(Name, ClientId)>>,
     /// One set of snapshots at a time, by its first.
@@ -81,15 +90,20 @@ pub struct Worker {
 impl Worker {
     pub fn new(cluster: ClusterId, exports: Arc<ExportTable>, doors: Doors) -> Self {
         let (pools, served, admitted) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { cluster, pools, exports, served, admitted, taking: Turns::default(), doors }
+        let (accounts, taking) = (Mutex::default(), Turns::default());
+        Self { cluster, pools, exports, served, accounts, admitted, taking, doors }
     }
 
     fn pools(&self) -> MutexGuard<'_, BTreeMap<PoolId, Arc<dyn Backend>>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn served(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Name>> {
+    fn served(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Served>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accounts(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Arc<Account>>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn admitted(&self) -> MutexGuard<'_, BTreeSet<(Name, ClientId)>> {
@@ -214,6 +228,12 @@ impl Worker {
     }
 
     fn ensure_volume(&self, volume: &VolumeAssignment) -> Result<ServedVolume, TaskError> {
+        // Before anybody is served; who is served already notices nothing else.
+        let account = Arc::clone(self.accounts().entry(volume.id).or_insert_with(Account::new));
+        account.limit(volume.limits);
+        if let Some(size) = self.follow_limits(volume) {
+            return Ok(ServedVolume { size, exports: self.exports_of(&volume.name) });
+        }
         let backend = self.pool(volume.pool)?;
         let layout = VolumeLayout {
             id: volume.id,
@@ -233,9 +253,10 @@ impl Worker {
         if !self.served().contains_key(&volume.id) {
             let description = format!("symphony volume {}", volume.id);
             let name = volume.name.to_string();
-            self.exports.publish(ServedExport { name, description, io, read_only: false })?;
-            self.served().insert(volume.id, volume.name.clone());
+            let id = volume.id.as_uuid();
+            self.exports.publish(ServedExport { name, id, description, io, read_only: false, account })?;
         }
+        self.served().insert(volume.id, Served { as_assigned: volume.clone(), size });
         Ok(ServedVolume { size, exports: self.exports_of(&volume.name) })
     }
 
@@ -255,16 +276,45 @@ impl Worker {
         }
     }
 
+    /// Takes note of an assignment that differs from what is served in its limits only; the volume's size then.
+    fn follow_limits(&self, volume: &VolumeAssignment) -> Option<ByteSize> {
+        let mut served = self.served();
+        let Served { as_assigned, size } = served.get_mut(&volume.id)?;
+        let VolumeAssignment { generation, limits, made, .. } = *volume;
+        let same = VolumeAssignment { generation, limits, made, ..as_assigned.clone() } == *volume;
+        same.then(|| {
+            *as_assigned = volume.clone();
+            *size
+        })
+    }
+
+    /// How every volume that is served is used, in the order of their names.
+    pub fn figures(&self) -> Vec<VolumeFigures> {
+        let served = self.served();
+        let named = served.iter().map(|(id, served)| (*id, served.as_assigned.name.clone()));
+        let accounts = self.accounts();
+        let known: Vec<_> = named.filter_map(|(id, name)| Some((id, name, Arc::clone(accounts.get(&id)?)))).collect();
+        drop((served, accounts));
+        let look = |(id, name, account): (VolumeId, Name, Arc<Account>)| {
+            let (limits, figures) = (account.limits(), account.figures());
+            VolumeFigures { id, name, limits, figures }
+        };
+        let mut figures: Vec<VolumeFigures> = known.into_iter().map(look).collect();
+        figures.sort_by(|one, other| one.name.cmp(&other.name));
+        figures
+    }
+
     fn remove_volume(&self, volume: &VolumeAssignment) -> Result<(), TaskError> {
         let backend = self.pool(volume.pool)?;
         self.retire(volume.id);
         backend.remove_volume(volume.id)?;
+        self.accounts().remove(&volume.id);
         Ok(())
     }
 
     /// Cuts the clients of a volume, if it is served, and waits until none of their operations is in flight.
     fn retire(&self, id: VolumeId) {
-        let name = self.served().get(&id).cloned();
+        let name = self.served().get(&id).map(|served| served.as_assigned.name.clone());
         if let Some(name) = name {
             let retired = self.exports.retire(name.as_str());
             tracing::debug!(%name, ?retired, "a volume is served no more");

@@ -1,15 +1,18 @@
 //! `ctl block …`: asked of a block service's own socket.
 
 use super::connect::{Session, answer};
+use super::failure::Failure;
 use super::output::{self, fields};
 use super::wait::spinner;
 use crate::model::Timestamp;
-use crate::rpc::proto;
+use crate::rpc::proto::{self, block_control_client::BlockControlClient};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde_json::json;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tonic::transport::Channel;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -27,13 +30,27 @@ pub enum Verb {
     },
     /// Show this block service
     Status,
+    /// Run a newer executable in place of the running one: local clients without TLS notice a short pause
+    #[command(after_help = RESTARTING)]
+    Restart {
+        /// What to run [default: what is now where the running one was started from]
+        #[arg(long, env = "SYMPHONY_RESTART_EXECUTABLE", value_name = "PATH")]
+        executable: Option<PathBuf>,
+    },
 }
+
+const RESTARTING: &str = "\
+The process stays the same, its arguments too. An executable that does not start, or knows nothing of this, is refused,
+and nothing happens. Clients over TLS connect again by themselves, if they can.";
 
 const JOINING: &str = "\
 A manager on the same host needs no token:
   symphony ctl --socket=.config/block-01/control.sock block init 127.0.0.1:15760
 On another host, with a token that `symphony ctl … manager token create` made on a manager's host:
   symphony ctl --socket=.config/block-01/control.sock block init HOST:15760 --token-file=token";
+
+/// How often to look how far a restart is.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A token is some two hundred bytes long; much more is another file.
 const LONGEST_TOKEN: u64 = 4096;
@@ -53,6 +70,7 @@ fn join_token(token: Option<String>, file: Option<&Path>) -> Result<Option<Strin
 pub async fn run(session: &Session, verb: Verb) -> Result<()> {
     let mut block = session.block().await?;
     match verb {
+        Verb::Restart { executable } => restart(session, block, executable).await,
         Verb::Init { manager, token, token_file } => {
             let token = join_token(token, token_file.as_deref())?;
             let bar = spinner(format!("joining through {manager}"));
@@ -87,6 +105,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
                 "pools": status.pools,
                 "volumes": status.volumes,
                 "version": status.version,
+                "instance": status.instance,
             });
             let none = || "-".to_owned();
             let certificate = match &status.certificate {
@@ -113,5 +132,62 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
                 ])
             })
         }
+    }
+}
+
+type Block = BlockControlClient<Channel>;
+
+async fn restart(session: &Session, mut block: Block, executable: Option<PathBuf>) -> Result<()> {
+    let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| format!("finding {}", path.display()));
+    let executable = executable.map(absolute).transpose()?;
+    let executable = executable.map(|path| path.into_os_string().into_string()).transpose();
+    let executable = executable.map_err(|path| Failure::Usage(format!("{} is not UTF-8", path.display())))?;
+    let before = answer(block.get_block_status(proto::GetBlockStatusRequest {}).await, "block service")?;
+    let bar = spinner("restarting".to_owned());
+    // No answer is a good one: the process that was asked is another one now.
+    let refused = block.restart_block(proto::RestartBlockRequest { executable }).await;
+    let done = tokio::time::timeout(session.timeout, settled(session, &before.instance)).await;
+    bar.finish_and_clear();
+    let late = || Failure::TimedOut {
+        limit: session.timeout,
+        what: "no other process says yet that it goes on in place of the former one".into(),
+        look: "block status".into(),
+    };
+    let Some(after) = done.map_err(|_| late())? else {
+        return answer(refused, "block service").map(drop);
+    };
+    let Some(passage) = after.passage.filter(|passage| passage.from == before.instance) else {
+        let text = "another process runs now, but it did not go on where the former one was; its log says why";
+        return Err(Failure::Unfulfilled(text.into()).into());
+    };
+    let document = json!({
+        "version": {"before": before.version, "after": after.version},
+        "connections": {"went_on": passage.went_on, "ended": passage.ended},
+    });
+    output::one(session.format, &document, &after.version, |_| {
+        let ended = match passage.ended {
+            0 => String::new(),
+            ended => format!(", {ended} could not and have to come again"),
+        };
+        format!("symphony {} runs now; {} NBD connections went on{ended}\n", after.version, passage.went_on)
+    })
+}
+
+/// How the process after `instance` is, once nobody waits for it any more; none if that one goes on.
+async fn settled(session: &Session, instance: &str) -> Option<proto::GetBlockStatusResponse> {
+    loop {
+        // Whoever does not answer is on its way.
+        if let Ok(mut block) = session.block().await
+            && let Ok(status) = block.get_block_status(proto::GetBlockStatusRequest {}).await
+        {
+            let status = status.into_inner();
+            if status.instance == instance {
+                return None;
+            }
+            if status.passage.as_ref().is_none_or(|passage| passage.settled) {
+                return Some(status);
+            }
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }

@@ -5,7 +5,7 @@ use super::contexts::{self, Contexts, Target, Wishes};
 use super::failure::Failure;
 use super::output::Format;
 use crate::host::directory::FileError;
-use crate::model::{Kind, Object};
+use crate::model::{Kind, Object, Service};
 use crate::pki::{Keyring, Role};
 use crate::rpc::{
     DialError, Fault, FaultKind, MANAGER_PORT, MAX_MESSAGE, Transport, dial_address, dial_socket, proto,
@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use proto::block_control_client::BlockControlClient;
 use proto::control_client::ControlClient;
+use proto::figures_client::FiguresClient;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,6 +123,31 @@ impl Session {
             Target::Plain(manager) => Ok(dial_plain(&manager).await?),
             Target::Bundle { bundle, managers } => dial_bundle(&bundle, managers).await,
         }
+    }
+
+    /// The figures of the service whose control socket is asked; none where a manager is to be asked over the network.
+    pub async fn own_figures(&self) -> Result<Option<FiguresClient<Channel>>> {
+        match self.connect.target()? {
+            Target::Socket(_) | Target::DefaultSocket => {
+                let client = FiguresClient::new(self.manager_channel().await?);
+                Ok(Some(client.max_decoding_message_size(MAX_MESSAGE)))
+            }
+            Target::Plain(_) | Target::Bundle { .. } => Ok(None),
+        }
+    }
+
+    /// The figures of a block service, asked at its own endpoint: with the bundle's certificate, or in plain text on
+    /// this host.
+    pub async fn figures(&self, service: &Service) -> Result<FiguresClient<Channel>> {
+        let Some(address) = &service.status.addresses.rpc else {
+            return Err(Failure::Unfulfilled(format!("block service {} listens nowhere", service.meta.id)).into());
+        };
+        let transport = match self.credentials()? {
+            Some(keyring) => Transport::of_member(&keyring, &[Role::Block])?,
+            None => Transport::Plain,
+        };
+        let client = FiguresClient::new(dial_address(address, &transport).await?);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE))
     }
 
     /// A client of a block service's own socket. Contexts are about managers.

@@ -4,7 +4,9 @@ use super::attachment;
 use super::connect::{Manager, Session, answer, object};
 use super::copy;
 use super::failure::Failure;
+use super::limits::LimitArgs;
 use super::output::{self, Format, fields, table};
+use super::stats::{self, StatsArgs};
 use super::wait::{Until, settle};
 use crate::model::{
     Attachment, AttachmentSpec, ByteSize, Kind, Object, PoolId, Service, ServiceId, ServiceState, Volume,
@@ -61,6 +63,21 @@ pub enum Verb {
         #[arg(long, env = "SYMPHONY_SNAPSHOT")]
         to: String,
     },
+    /// Limit what all clients of a volume together may ask of it, while it is in use
+    #[command(
+        after_help = "What is not named stays as it is. Each limit holds over any time but for what was saved up; connections \
+                            that want more than there is get the same share each. Nobody is cut off.\n\
+                            Examples:\n  symphony ctl volume set db --iops 2000 --bandwidth 100MiB/s --burst 5s\n  \
+                            symphony ctl volume set db --iops none"
+    )]
+    Set {
+        /// Name or id
+        volume: String,
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
+    /// How volumes are used: operations, bytes, latency, queue depth, errors
+    Stats(StatsArgs),
     /// Destroy a volume and its data; clients are cut off
     #[command(visible_alias = "rm")]
     Remove {
@@ -118,8 +135,21 @@ pub fn expect(object: Object) -> Result<Volume> {
 }
 
 pub async fn run(session: &Session, verb: Verb) -> Result<()> {
+    // Asked of block services, which a manager may have to say where they are.
+    if let Verb::Stats(args) = verb {
+        return stats::run(session, args).await;
+    }
     let mut manager = session.manager().await?;
     match verb {
+        Verb::Stats(_) => Ok(()),
+        Verb::Set { volume, limits } => {
+            let volume = object(answer(manager.client.set_volume(limits.request(volume)).await, "manager")?)?;
+            let volume = expect(settle(session, volume, Until::Ready).await?)?;
+            output::one(session.format, &volume, volume.meta.name.as_str(), |volume| {
+                let (name, phase) = (&volume.meta.name, volume.status.phase);
+                format!("volume '{name}' is {phase}, limits: {}\n", volume.spec.limits)
+            })
+        }
         Verb::Create { name, size, pool, from_snapshot, from_volume } => {
             use proto::create_volume_request::Source;
             // A size of nothing is a mistake, and not the same as none.
@@ -237,6 +267,7 @@ fn describe(volume: &Volume, attached: &[Attachment]) -> String {
         ("Name", volume.meta.name.to_string()),
         ("Id", volume.meta.id.to_string()),
         ("Size", format!("{} ({} bytes)", volume.spec.size, volume.spec.size.as_u64())),
+        ("Limits", volume.spec.limits.to_string()),
         ("Phase", status.phase.to_string()),
         ("Message", status.message.clone().unwrap_or_else(|| "-".into())),
         ("Generation", volume.meta.generation.as_u64().to_string()),

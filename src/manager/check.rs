@@ -268,7 +268,8 @@ fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Invento
                         disk.size.as_u64()
                     ));
                 }
-                if disk.generation != volume.meta.generation {
+                // An older one is as good where the size is right: limits are not written to disks.
+                if disk.generation > volume.meta.generation {
                     findings.faults.push(format!(
                         "volume '{name}' is at generation {}, its disk at {}",
                         volume.meta.generation.as_u64(),

@@ -271,6 +271,15 @@ impl Control for Face {
         answer(&Object::Volume(member.writer.write(plan).await?))
     }
 
+    async fn set_volume(&self, request: Request<proto::SetVolumeRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let proto::SetVolumeRequest { reference, iops, bandwidth, burst_ms } = request.into_inner();
+        let to = |change: Option<proto::LimitChange>| change.map(|change| change.to);
+        let changes = plan::LimitChanges { iops: to(iops), bandwidth: to(bandwidth), burst_ms: to(burst_ms) };
+        let plan = move |draft: &mut Draft<'_>| plan::limit_volume(draft, &author, &reference, changes);
+        answer(&Object::Volume(member.writer.write(plan).await?))
+    }
+
     async fn remove_volume(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
         let (member, author) = self.acting(&request)?;
         let reference = request.into_inner().reference;

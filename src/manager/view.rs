@@ -382,7 +382,8 @@ mod tests {
     fn volume(service: u8) -> Volume {
         let meta = Meta::new(VolumeId::from_bytes([1; 16]), "v".parse().unwrap(), Timestamp::from_millis(0));
         let replica = Replica { pool: PoolId::from_bytes([2; 16]), service: ServiceId::from_bytes([service; 16]) };
-        Volume::new(meta, VolumeSpec { size: ByteSize::mib(1), pool: None, source: None, revert: None }, vec![replica])
+        let spec = VolumeSpec { size: ByteSize::mib(1), pool: None, limits: Limits::NONE, source: None, revert: None };
+        Volume::new(meta, spec, vec![replica])
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What one block service must hold, and how such a set changes from one message to the next.
 
 use super::{
-    Attachment, AttachmentId, AttachmentReport, ByteSize, ClientId, Driver, Generation, Name, Observed, Pool, PoolId,
-    PoolReport, Report, Revert, ServiceId, Snapshot, SnapshotId, SnapshotMember, SnapshotReport, Source, Volume,
-    VolumeId, VolumeReport,
+    Attachment, AttachmentId, AttachmentReport, ByteSize, ClientId, Driver, Generation, Limits, Name, Observed, Pool,
+    PoolId, PoolReport, Report, Revert, ServiceId, Snapshot, SnapshotId, SnapshotMember, SnapshotReport, Source,
+    Volume, VolumeId, VolumeReport,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ pub struct VolumeAssignment {
     pub generation: Generation,
     pub pool: PoolId,
     pub size: ByteSize,
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -252,6 +254,7 @@ impl VolumeAssignment {
             generation: volume.meta.generation,
             pool: replica.pool,
             size: volume.spec.size,
+            limits: volume.spec.limits,
             source: volume.spec.source,
             revert: volume.spec.revert,
             made: volume.status.size.is_some(),
@@ -408,6 +411,7 @@ mod tests {
             generation: Generation::new(generation),
             pool: PoolId::from_bytes([2; 16]),
             size: ByteSize::mib(size),
+            limits: Limits::NONE,
             source: None,
             revert: None,
             made: false,

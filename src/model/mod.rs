@@ -10,8 +10,10 @@ mod certificate;
 mod client;
 mod cluster;
 mod event;
+mod figures;
 mod id;
 mod identity;
+mod limits;
 mod meta;
 mod name;
 mod object;
@@ -34,11 +36,13 @@ pub use certificate::{CertificateRecord, Trust};
 pub use client::{Client, ClientRole, ClientSpec, ClientStatus};
 pub use cluster::{Cluster, ClusterSpec};
 pub use event::{Author, EVENTS_KEPT, Event};
+pub use figures::{Figures, Latency, Operation, OperationFigures, VolumeFigures};
 pub use id::{
     AttachmentId, ClientId, ClusterId, EventId, ParseIdError, PoolId, ServiceId, SessionId, SnapshotId, TokenId,
     VolumeId,
 };
 pub use identity::{Identity, Membership};
+pub use limits::Limits;
 pub use meta::{Generation, Meta};
 pub use name::{Name, NameError};
 pub use object::{Kind, Object, UnknownKind};

@@ -1,6 +1,6 @@
 //! Volumes: named, sized block devices in pools.
 
-use super::{ByteSize, Generation, Meta, Phase, PoolId, Revert, ServiceId, Source, Timestamp, VolumeId};
+use super::{ByteSize, Generation, Limits, Meta, Phase, PoolId, Revert, ServiceId, Source, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -21,6 +21,8 @@ pub struct VolumeSpec {
     /// The pool the user named; absent: the placer chose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolId>,
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// Absent: it began as zeros.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,

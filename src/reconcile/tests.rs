@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
-    AttachmentAssignment, AttachmentId, ByteSize, ClientId, Driver, Generation, PoolAssignment, VolumeAssignment,
-    VolumeId,
+    AttachmentAssignment, AttachmentId, ByteSize, ClientId, Driver, Generation, Limits, PoolAssignment,
+    VolumeAssignment, VolumeId,
 };
 use proptest::prelude::*;
 
@@ -26,6 +26,7 @@ fn volume(id: u8, generation: u64, removed: bool) -> VolumeAssignment {
         generation: Generation::new(generation),
         pool: PoolId::from_bytes([1; 16]),
         size: ByteSize::mib(1),
+        limits: Limits::NONE,
         source: None,
         revert: None,
         made: false,

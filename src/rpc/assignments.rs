@@ -1,7 +1,7 @@
 //! Assignments between their model and their protobuf form.
 
 use super::objects::number;
-use super::{Malformed, proto};
+use super::{Malformed, figures, proto};
 use crate::model::*;
 use crate::session::{Downward, Step};
 use proto::assignments::Type;
@@ -42,6 +42,7 @@ impl From<&VolumeAssignment> for proto::VolumeAssignment {
             generation: volume.generation.as_u64(),
             pool: volume.pool.to_string(),
             size: volume.size.as_u64(),
+            limits: figures::limits_into(&volume.limits),
             made: volume.made,
             removed: volume.removed,
             source: volume.source.map(Into::into),
@@ -64,6 +65,7 @@ impl TryFrom<proto::VolumeAssignment> for VolumeAssignment {
             generation: Generation::new(volume.generation),
             pool: volume.pool.parse()?,
             size,
+            limits: figures::limits_from(volume.limits)?,
             source: volume.source.map(TryInto::try_into).transpose()?,
             revert: volume.revert.map(TryInto::try_into).transpose()?,
             made: volume.made,

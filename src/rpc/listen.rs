@@ -21,6 +21,7 @@ use crate::host::LocalUser;
 use crate::pki::{self, Clients, Keyring, Presented};
 use futures_util::stream;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,6 +87,53 @@ impl Listener {
         Ok(Self { socket: Socket::Tcp(listener), door: Arc::new(Door::new(admission, tls, Limits::default())) })
     }
 
+    /// The same with a socket that another process has listened with at `address`.
+    ///
+    /// # Errors
+    /// It listens somewhere else, or is no such socket.
+    pub fn inherited_tcp(
+        socket: OwnedFd,
+        address: SocketAddr,
+        admission: Admission,
+        keyring: Keyring,
+    ) -> Result<Self, ListenError> {
+        let config = keyring.server_config(Clients::Optional, ALPN).map_err(ListenError::Tls)?;
+        let listener = std::net::TcpListener::from(socket);
+        let take = || {
+            let bound = listener.local_addr()?;
+            check(bound.ip() == address.ip() && (address.port() == 0 || address.port() == bound.port()))?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        };
+        let listener = take().map_err(|source| ListenError::Tcp { address, source })?;
+        let tls = Some((TlsAcceptor::from(config), keyring));
+        Ok(Self { socket: Socket::Tcp(listener), door: Arc::new(Door::new(admission, tls, Limits::default())) })
+    }
+
+    /// A control socket that another process has listened with at `path`.
+    ///
+    /// # Errors
+    /// It listens somewhere else, or is no such socket.
+    pub fn inherited_unix(socket: OwnedFd, path: &Path) -> Result<Self, ListenError> {
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        let take = || {
+            check(listener.local_addr()?.as_pathname() == Some(path))?;
+            listener.set_nonblocking(true)?;
+            UnixListener::from_std(listener)
+        };
+        let listener = take().map_err(|source| ListenError::Unix { path: path.to_owned(), source })?;
+        let door = Door::new(local_peers(), None, Limits::default());
+        Ok(Self { socket: Socket::Unix(listener), door: Arc::new(door) })
+    }
+
+    /// The socket once more, for another process to listen with.
+    pub fn duplicate(&self) -> std::io::Result<OwnedFd> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Socket::Unix(listener) => listener.as_fd().try_clone_to_owned(),
+        }
+    }
+
     /// Binds a control socket, mode 0600, at a path that was made free for it.
     ///
     /// # Errors
@@ -124,6 +172,11 @@ impl Listener {
         let reception = Reception { listener: self, under_way: JoinSet::new(), sweep };
         stream::unfold(reception, |mut reception| async move { Some((Ok(reception.next().await), reception)) })
     }
+}
+
+fn check(listens_there: bool) -> std::io::Result<()> {
+    let other = || std::io::Error::new(std::io::ErrorKind::AddrNotAvailable, "the inherited socket listens elsewhere");
+    if listens_there { Ok(()) } else { Err(other()) }
 }
 
 /// A listener at work. Dropping it drops the connections that were not received yet.

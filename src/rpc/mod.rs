@@ -11,6 +11,7 @@ mod caller;
 mod connection;
 mod dial;
 mod fault;
+mod figures;
 mod limits;
 mod listen;
 mod messages;

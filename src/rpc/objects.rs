@@ -1,6 +1,6 @@
 //! Objects between their model and their protobuf form. Into protobuf always works; out of it is where input is judged.
 
-use super::proto;
+use super::{figures, proto};
 use crate::model::*;
 use std::path::PathBuf;
 
@@ -53,6 +53,7 @@ enumeration!(Phase { Pending, Ready, Failed, Removing });
 enumeration!(Kind { Service, Pool, Volume, Snapshot, Attachment, Client, Token });
 enumeration!(ClientRole { Admin, Viewer, Data });
 enumeration!(Protocol { Nbd, NbdTls, NbdUnix });
+enumeration!(Operation { Read, Write, Flush, Trim, Zero, Other });
 
 pub(super) fn enumerated<P, M>(number: i32) -> Result<M, Malformed>
 where
@@ -289,6 +290,7 @@ impl From<&Volume> for proto::Volume {
             spec: Some(proto::VolumeSpec {
                 size: volume.spec.size.as_u64(),
                 pool: volume.spec.pool.map(|id| id.to_string()),
+                limits: figures::limits_into(&volume.spec.limits),
                 source: volume.spec.source.map(Into::into),
                 revert: volume.spec.revert.map(Into::into),
             }),
@@ -315,6 +317,7 @@ impl TryFrom<proto::Volume> for Volume {
             spec: VolumeSpec {
                 size: ByteSize::bytes(spec.size),
                 pool: spec.pool.map(|id| id.parse()).transpose()?,
+                limits: figures::limits_from(spec.limits)?,
                 source: spec.source.map(TryInto::try_into).transpose()?,
                 revert: spec.revert.map(TryInto::try_into).transpose()?,
             },
@@ -387,7 +390,8 @@ mod tests {
         let now = Timestamp::from_millis(1_700_000_000_000);
         let (pool, service) = (PoolId::from_bytes([1; 16]), ServiceId::from_bytes([2; 16]));
         let meta = Meta::new(VolumeId::from_bytes([3; 16]), "v".parse().unwrap(), now);
-        let spec = VolumeSpec { size: ByteSize::mib(8), pool: Some(pool), source: None, revert: None };
+        let limits = Limits { iops: Some(7), bandwidth: Some(ByteSize::mib(1)), burst_ms: Some(500) };
+        let spec = VolumeSpec { size: ByteSize::mib(8), pool: Some(pool), limits, source: None, revert: None };
         let mut volume = Volume::new(meta, spec, vec![Replica { pool, service }]);
         volume.status.exports.push(Export { protocol: Protocol::Nbd, uri: "nbd://127.0.0.1/v".into() });
         volume.bury(now);

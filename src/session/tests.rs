@@ -29,6 +29,7 @@ fn volume(id: u8, generation: u64) -> VolumeAssignment {
         generation: Generation::new(generation),
         pool: PoolId::from_bytes([9; 16]),
         size: ByteSize::mib(generation),
+        limits: Limits::NONE,
         source: None,
         revert: None,
         made: false,

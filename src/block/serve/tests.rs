@@ -31,7 +31,7 @@ impl Running {
         };
         let shutdown = Shutdown::new();
         let (up, ready) = tokio::sync::oneshot::channel();
-        let ended = tokio::spawn(run(config, shutdown.clone(), move || up.send(()).unwrap()));
+        let ended = tokio::spawn(run(config, Lineage::default(), shutdown.clone(), move || up.send(()).unwrap()));
         ready.await.unwrap();
         let channel = dial_socket(&dir.join("control.sock")).await.unwrap();
         Self { shutdown, ended, client: BlockControlClient::new(channel) }

@@ -3,7 +3,7 @@
 //! All of a set are staged before any is settled. So a set of which one was settled has been staged whole, at one instant;
 //! and one of which none was is begun anew, whatever was staged before.
 
-use super::{TaskError, Worker};
+use super::{Served, TaskError, Worker};
 use crate::backend::{Backend, BackendError, SnapshotLayout};
 use crate::export::Freeze;
 use crate::model::{Name, SnapshotAssignment, SnapshotMember, TakenSnapshot, Timestamp, VolumeId};
@@ -61,8 +61,11 @@ impl Worker {
 
     /// Holds those of the volumes still that are served; nobody changes the others.
     pub(super) fn freeze(&self, volumes: &[VolumeId]) -> Result<Option<Freeze>, TaskError> {
-        let served = self.served().clone();
-        let names: Vec<&str> = volumes.iter().filter_map(|id| served.get(id)).map(Name::as_str).collect();
+        let served = self.served();
+        let name = |id| served.get(id).map(|served: &Served| served.as_assigned.name.clone());
+        let names: Vec<Name> = volumes.iter().filter_map(name).collect();
+        drop(served);
+        let names: Vec<&str> = names.iter().map(Name::as_str).collect();
         Ok(Some(self.exports.freeze(&names, PATIENCE)?))
     }
 }

@@ -28,7 +28,7 @@ pub use report::take_reports;
 pub use service::{admit_session, join_service, mark_down, purge_service, remove_service};
 pub use snapshot::{WantedSnapshot, create_snapshots, remove_snapshot, revert_volume};
 pub use token::{create_token, purge_token, revoke_token};
-pub use volume::{Origin, WantedVolume, create_volume, remove_volume, resize_volume};
+pub use volume::{LimitChanges, Origin, WantedVolume, create_volume, limit_volume, remove_volume, resize_volume};
 
 use super::draft::{Draft, Drafted};
 use super::refusal::Refusal;

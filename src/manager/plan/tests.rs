@@ -8,6 +8,7 @@ use crate::store::{self, Batch, Entry, LeaseId, Op, Revision};
 use proptest::prelude::*;
 
 mod attachments;
+mod limits;
 mod record;
 mod snapshots;
 

@@ -8,8 +8,8 @@ use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, ByteSize, Kind, Meta, Name, Phase, Pool, PoolId, Replica, Service, ServiceState, Snapshot, Source, Volume,
-    VolumeId, VolumeSpec,
+    Author, ByteSize, Kind, Limits, Meta, Name, Phase, Pool, PoolId, Replica, Service, ServiceState, Snapshot, Source,
+    Volume, VolumeId, VolumeSpec,
 };
 
 /// What a user wants a volume to be made from, by id or name.
@@ -81,7 +81,8 @@ pub fn create_volume(
     promise(&mut pool_record, size)?;
     let replica = Replica { pool: pool_record.meta.id, service: pool_record.spec.service };
     let source = copyable.as_ref().map(|copyable| copyable.source);
-    let spec = VolumeSpec { size, pool: pool.as_ref().map(|_| pool_record.meta.id), source, revert: None };
+    let pool = pool.as_ref().map(|_| pool_record.meta.id);
+    let spec = VolumeSpec { size, pool, limits: Limits::NONE, source, revert: None };
     let volume = Volume::new(Meta::new(id, name.clone(), draft.now), spec, vec![replica]);
     let of = copyable.map(|copyable| format!(", a copy of {}", copyable.text)).unwrap_or_default();
     let detail = format!("{size} in pool '{}'{of}", pool_record.meta.name);
@@ -161,6 +162,62 @@ pub fn resize_volume(
     draft.put(volume.clone());
     let detail = format!("from {old} to {size}");
     audit(draft, author, "volume.resize", Kind::Volume, volume.meta.id, &name, Some(detail));
+    Ok(volume)
+}
+
+/// What to do about each limit: absent, it stays; none, it is lifted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LimitChanges {
+    pub iops: Option<Option<u64>>,
+    pub bandwidth: Option<Option<u64>>,
+    pub burst_ms: Option<Option<u64>>,
+}
+
+impl LimitChanges {
+    fn applied_to(self, old: &Limits) -> Limits {
+        let bandwidth = self.bandwidth.map(|bytes| bytes.map(ByteSize::bytes));
+        let mut limits = Limits {
+            iops: self.iops.unwrap_or(old.iops),
+            bandwidth: bandwidth.unwrap_or(old.bandwidth),
+            burst_ms: self.burst_ms.unwrap_or(old.burst_ms),
+        };
+        // The last limit takes its burst along; a burst that was asked for is for the rules to judge.
+        if limits.is_none() && self.burst_ms.is_none() {
+            limits.burst_ms = None;
+        }
+        limits
+    }
+}
+
+/// Changes what a volume's clients may ask of it.
+///
+/// # Errors
+/// If a limit makes no sense, or the volume is being removed.
+pub fn limit_volume(
+    draft: &mut Draft<'_>,
+    author: &Author,
+    reference: &str,
+    changes: LimitChanges,
+) -> Result<Volume, Refusal> {
+    let mut volume = find::<Volume>(draft, reference)?;
+    let name = volume.meta.name.clone();
+    if volume.meta.is_removed() {
+        return Err(Refusal::Removing { kind: Kind::Volume, name });
+    }
+    let old = volume.spec.limits;
+    let limits = changes.applied_to(&old);
+    if let Some(fault) = limits.fault() {
+        return Err(Refusal::Invalid(fault));
+    }
+    if limits == old {
+        return Ok(volume);
+    }
+    volume.spec.limits = limits;
+    volume.meta.touch(draft.now);
+    volume.status.phase = Phase::Pending;
+    draft.put(volume.clone());
+    let detail = format!("limits: {limits} (were: {old})");
+    audit(draft, author, "volume.set", Kind::Volume, volume.meta.id, &name, Some(detail));
     Ok(volume)
 }
 

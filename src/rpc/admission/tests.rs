@@ -20,6 +20,7 @@ fn expected(path: &str, kind: Kind) -> bool {
         ("symphony.v1.Control", _) if looks => matches!(kind, LOCAL | ADMIN | VIEWER | MANAGER),
         ("symphony.v1.Control", _) => matches!(kind, LOCAL | ADMIN),
         ("symphony.v1.BlockControl", _) => kind == LOCAL,
+        ("symphony.v1.Figures", _) => matches!(kind, LOCAL | ADMIN | VIEWER),
         ("symphony.v1.Dispatcher", "Session") => matches!(kind, LOCAL | BLOCK),
         ("symphony.v1.Enrollment", "Join") => matches!(kind, LOCAL | ANONYMOUS),
         ("symphony.v1.Enrollment", "Renew") => matches!(kind, LOCAL | ANONYMOUS | BLOCK | MANAGER),
