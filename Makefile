@@ -51,10 +51,12 @@ bench: build test-tools ## Print the control plane's figures, side by side with 
 	SYMPHONY_BENCH_BINARY=$(abspath $(BINARY)) $(STATIC) bench $(FLAGS) --bench control
 
 bench-data: tools ## Print the data path's figures, side by side with qemu-nbd, nbdkit and nbd-server
-	@tests/tools/install fio=fio nbdcopy=libnbd-bin qemu-nbd=qemu-utils nbdkit=nbdkit nbd-server=nbd-server ip=iproute2
+	@tests/tools/install fio=fio nbdcopy=libnbd-bin qemu-nbd=qemu-utils nbdkit=nbdkit nbd-server=nbd-server ip=iproute2 \
+	  openssl=openssl
 	$(STATIC) build --release $(FLAGS) --example serve
-	tests/bench/data/compare.py --rt $(BENCH_DATA) --server \
-	  'symphony=exec tests/bench/data/serve {file} {transport} {port} {sock} target/$(TARGET)/release/examples/serve'
+	tests/bench/data/compare.py --rt $(BENCH_DATA) \
+	  --server 'symphony=exec tests/bench/data/serve {file} {transport} {port} {sock} target/$(TARGET)/release/examples/serve' \
+	  --uri 'symphony=tls:nbds://127.0.0.1:{port}/?tls-certificates={dir}'
 
 fuzz: tools ## Fuzz every parser, each for SECONDS_EACH seconds (default 60)
 	@test -x target/tools/bin/cargo-fuzz || cargo install cargo-fuzz --root target/tools --locked
@@ -73,6 +75,7 @@ $(PROTOX):
 
 test-tools:
 	@tests/tools/install $(PROGRAMS)
+	@tests/tools/nbd-tester-client
 
 demo-tools:
 	@tests/tools/install mkfs.ext4=e2fsprogs

@@ -6,6 +6,7 @@
 mod figures;
 mod processes;
 mod raw;
+mod restarts;
 #[expect(dead_code, reason = "a benchmark hurts no member")]
 #[path = "../support/mod.rs"]
 mod support;
@@ -37,6 +38,11 @@ async fn run(binary: PathBuf) -> Result<()> {
     let raw = raw::embedded().await?;
     let cloud = processes::Cloud::start(&binary, &[]).await?;
     volumes::measure("embedded", &cloud, raw, Some("under 10"), &mut figures).await?;
+    drop(cloud);
+
+    println!("measuring restarts in place …");
+    let cloud = processes::Cloud::start(&binary, &[]).await?;
+    restarts::measure(&cloud, &mut figures).await?;
     drop(cloud);
 
     println!("measuring what encryption costs …");

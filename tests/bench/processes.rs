@@ -73,7 +73,7 @@ pub struct Cloud {
     pub manager: Process,
     pub block: Process,
     pub socket: PathBuf,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Cloud {
@@ -100,7 +100,12 @@ impl Cloud {
         let request = proto::CreatePoolRequest { name: "pool".into(), service: String::new(), driver };
         control.create_pool(request).await?;
         wait_ready(&mut control, proto::Kind::Pool, "pool").await?;
-        Ok(Self { manager, block, socket, _dir: dir })
+        Ok(Self { manager, block, socket, dir })
+    }
+
+    /// The block service's.
+    pub fn block_directory(&self) -> PathBuf {
+        self.dir.path().join("block")
     }
 
     pub async fn control(&self) -> Result<Control> {

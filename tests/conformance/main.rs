@@ -9,3 +9,4 @@ mod snapshots;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod torture;

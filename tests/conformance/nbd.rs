@@ -2,13 +2,29 @@
 //!
 //! A program that is missing fails its test with the package that brings it.
 
+/// Every case is run on each engine.
+macro_rules! on_both_engines {
+    ($($case:ident),* $(,)?) => {
+        mod threads {
+            $(#[test] fn $case() { super::$case(symphony::export::EngineChoice::Threads); })*
+        }
+        mod uring {
+            $(#[test] fn $case() { super::$case(symphony::export::EngineChoice::Uring); })*
+        }
+    };
+}
+
+mod judges;
+
 use proptest::prelude::any;
 use proptest::strategy::{Strategy, ValueTree};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use symphony::export::{EngineChoice, EngineError, ExportTable, NbdServer, ServedExport, ServerConfig, ServerError};
+use symphony::export::{
+    Account, EngineChoice, EngineError, ExportTable, NbdServer, ServedExport, ServerConfig, ServerError,
+};
 use symphony::io::{BlockIo, FileIo, MemoryIo};
 use symphony::nbd::{Client, Target, Uri};
 
@@ -34,7 +50,10 @@ impl Bench {
         let rom: Arc<dyn BlockIo> = Arc::new(MemoryIo::new(SIZE));
         for (name, io, read_only) in [("disk", io.clone() as _, false), ("rom", rom.clone(), true), (ODD, rom, false)] {
             let description = format!("volume {name}");
-            table.publish(ServedExport { name: name.into(), description, io, read_only }).expect("a free name");
+            let (id, account) = (uuid::Uuid::nil(), Account::new());
+            table
+                .publish(ServedExport { name: name.into(), id, description, io, read_only, account })
+                .expect("a free name");
         }
         let config = ServerConfig {
             tcp: Some(([127, 0, 0, 1], 0).into()),
@@ -371,18 +390,6 @@ fn our_client_speaks_with_other_servers() {
     assert!(outcome.is_ok());
     let after = std::fs::read(&path).expect("the file");
     assert!(after[4096..8192] == [9; 4096] && after[8192..12288] == [0; 4096] && after[12288..] == content[12288..]);
-}
-
-/// Every case is run on each engine.
-macro_rules! on_both_engines {
-    ($($case:ident),* $(,)?) => {
-        mod threads {
-            $(#[test] fn $case() { super::$case(symphony::export::EngineChoice::Threads); })*
-        }
-        mod uring {
-            $(#[test] fn $case() { super::$case(symphony::export::EngineChoice::Uring); })*
-        }
-    };
 }
 
 on_both_engines! {

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use symphony::export::{ExportTable, Grant, NbdServer, ServedExport, ServerConfig};
+use symphony::export::{Account, ExportTable, Grant, NbdServer, ServedExport, ServerConfig};
 use symphony::io::{BlockIo, MemoryIo};
 use symphony::model::ClusterId;
 use symphony::nbd::{Client, Target, Tls, Uri};
@@ -43,7 +43,8 @@ impl Bench {
         let table = ExportTable::new();
         for name in ["disk", "other"] {
             let description = format!("volume {name}");
-            let export = ServedExport { name: name.into(), description, io: io.clone(), read_only: false };
+            let (id, io, account) = (uuid::Uuid::nil(), io.clone(), Account::new());
+            let export = ServedExport { name: name.into(), id, description, io, read_only: false, account };
             table.publish(export).expect("a free name");
         }
         let client = Uuid::new_v4();

@@ -17,9 +17,11 @@ mod hostile_bytes;
 mod independence;
 mod initialisation;
 mod joining;
+mod limits;
 mod local_trust;
 mod membership;
 mod placement;
+mod reconnects;
 mod refusals;
 mod remote_operators;
 mod removal;
@@ -32,5 +34,6 @@ mod starting;
 mod store_outages;
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrades;
 mod verbatim;
 mod volumes;

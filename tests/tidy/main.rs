@@ -135,9 +135,10 @@ fn files_have_one_idea_each() {
 /// The scripts and Python sources of the tests, with their names.
 fn scripts() -> Vec<(String, String)> {
     let mut found = Vec::new();
-    for below in ["demo", "tools", "vm"] {
+    for below in ["bench/data", "demo", "tools", "vm"] {
         files_below(&root().join("tests").join(below), &mut found);
     }
+    found.retain(|path| path.extension().is_none_or(|extension| extension != "rs"));
     found.sort();
     let name = |path: &Path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
     found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
