@@ -253,7 +253,7 @@ impl Worker {
         if !self.served().contains_key(&volume.id) {
             let description = format!("symphony volume {}", volume.id);
             let name = volume.name.to_string();
-            let id = volume.id.as_uuid();
+            let id = bytes_of(volume);
             self.exports.publish(ServedExport { name, id, description, io, read_only: false, account })?;
         }
         self.served().insert(volume.id, Served { as_assigned: volume.clone(), size });
@@ -263,9 +263,13 @@ impl Worker {
     /// Keeps everybody from changing what the volume's bytes come from, while they are copied. One whose bytes are to be
     /// put back is not served meanwhile.
     fn hold_still_for(&self, volume: &VolumeAssignment) -> Result<Option<Freeze>, TaskError> {
-        if volume.revert.is_some_and(|revert| revert.since == volume.generation) {
+        // What is served was made of an earlier generation: its bytes are about to be replaced, whatever else has changed.
+        let earlier = |revert: Revert| {
+            self.served().get(&volume.id).is_some_and(|served| served.as_assigned.generation < revert.since)
+        };
+        if volume.revert.is_some_and(earlier) {
             let users = self.exports.users(volume.name.as_str()).unwrap_or_default();
-            if users > 0 && self.served().contains_key(&volume.id) {
+            if users > 0 {
                 return Err(TaskError::InUse { volume: volume.name.clone(), users });
             }
             self.retire(volume.id);
@@ -374,6 +378,12 @@ impl Worker {
         admitted.into_iter().for_each(|(volume, client)| self.fence(&volume, client));
         self.pools().clear();
     }
+}
+
+/// Which bytes a volume holds: clients that go on with it in another process must find the same.
+fn bytes_of(volume: &VolumeAssignment) -> uuid::Uuid {
+    let put_back = volume.revert.map_or(0, |revert| revert.since.as_u64());
+    uuid::Uuid::from_u128(volume.id.as_uuid().as_u128() ^ u128::from(put_back))
 }
 
 fn pool_report(pool: &PoolAssignment, capacity: Observed<PoolCapacity>) -> Report {

@@ -110,9 +110,12 @@ fn a_volume_in_use_is_put_back_once_its_users_have_gone() {
     write(&ctl, "db", 1);
     ctl.ok("snapshot create db then");
     write(&ctl, "db", 2);
-    let user = connected(&ctl, "db");
+    let mut user = connected(&ctl, "db");
     ctl.run("volume revert db --to then").fails(1, &["in use by 1 connections"]);
-    qemu_io(&cluster.local_uri("db"), &["read -P 2 0 1M"]).succeeds();
+    // Another change on top does not put it back under its user.
+    ctl.run("volume set db --iops 100000").fails(1, &["in use by 1 connections"]);
+    user.write(0, &[3; 4096], true).expect("a write");
+    qemu_io(&cluster.local_uri("db"), &["read -P 3 0 4k", "read -P 2 4k 1020k"]).succeeds();
     drop(user);
     until("the volume is put back", || (ctl.text("volume get db", "/status/phase") == "ready").then_some(()));
     holds(&ctl, "db", 1);
