@@ -23,7 +23,7 @@ detach 0
 detach 1
 killed block
 killed manager
-umount /mnt/pool
+wait_for 20 umount /mnt/pool
 dmsetup remove logged
 
 # replayed KIND NUMBER FILE: the medium as it must have been at that promise, through the file system's own recovery.
@@ -31,7 +31,7 @@ replayed() {
   /vm/write-log replay /dev/vdb /run/replay/image "$1-$2"
   mount -o loop /run/replay/image /mnt/replayed
   /vm/write-log verify "/mnt/replayed/pool/volumes/$3.img" "$2"
-  umount /mnt/replayed
+  wait_for 20 umount /mnt/replayed
 }
 for number in 1 2 7 16 17 29 39 40; do
   step "flush $number" replayed flush $number "$flush"
@@ -41,4 +41,4 @@ done
 /vm/write-log replay /dev/vdb /run/replay/image flush-17
 mount -o loop /run/replay/image /mnt/replayed
 refused 'was promised' /vm/write-log verify "/mnt/replayed/pool/volumes/$flush.img" 40
-umount /mnt/replayed
+wait_for 20 umount /mnt/replayed
