@@ -358,8 +358,17 @@ fn look_report(last: &PoolReport, seen: Result<PoolCapacity, String>) -> Option<
         (Ok(seen), Observed::Known(known)) => {
             let threshold = known.capacity.as_u64() / 100;
             let moved = |a: ByteSize, b: ByteSize| a.as_u64().abs_diff(b.as_u64()) > threshold;
-            let same =
-                !moved(seen.capacity, known.capacity) && !moved(seen.used, known.used) && seen.copies == known.copies;
+            let metadata = match (seen.metadata, known.metadata) {
+                (Some(seen), Some(known)) => {
+                    let threshold = known.capacity.as_u64() / 100;
+                    seen.capacity != known.capacity || seen.used.as_u64().abs_diff(known.used.as_u64()) > threshold
+                }
+                (seen, known) => seen != known,
+            };
+            let same = !moved(seen.capacity, known.capacity)
+                && !moved(seen.used, known.used)
+                && !metadata
+                && seen.copies == known.copies;
             if same && last.failure.is_none() {
                 return None;
             }

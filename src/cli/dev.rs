@@ -127,7 +127,7 @@ async fn prepare(dir: &Path, manager: SocketAddr) -> Result<()> {
         return Ok(());
     }
     let driver = Some(file_driver(dir.join("pool").to_string_lossy().into_owned(), None));
-    let request = proto::CreatePoolRequest { name: POOL.to_owned(), service, driver };
+    let request = proto::CreatePoolRequest { name: POOL.to_owned(), service, driver, rules: None };
     control.create_pool(request).await.map_err(Fault::from).context("creating the default pool")?;
     pool_ready(&mut control).await
 }

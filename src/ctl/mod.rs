@@ -20,6 +20,7 @@ mod limits;
 mod manager;
 mod output;
 mod pool;
+mod rules;
 mod service;
 mod snapshot;
 mod stats;

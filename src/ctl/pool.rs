@@ -3,8 +3,9 @@
 use super::connect::{Manager, Session, answer, object};
 use super::failure::Failure;
 use super::output::{self, fields, table};
+use super::rules::RuleArgs;
 use super::wait::{Until, settle};
-use crate::model::{ByteSize, Driver, Kind, Object, Pool};
+use crate::model::{ByteSize, Driver, Kind, Level, Object, Pool};
 use crate::rpc::{file_driver, proto};
 use anyhow::{Result, bail};
 use clap::{Subcommand, ValueEnum};
@@ -33,6 +34,16 @@ pub enum Verb {
         /// The block service: id or host name [default: the only one there is]
         #[arg(long, env = "SYMPHONY_POOL_SERVICE")]
         service: Option<String>,
+        #[command(flatten)]
+        rules: RuleArgs,
+    },
+    /// Change how a pool's space is promised; what has been promised stays so
+    #[command(after_help = "Example: symphony ctl pool set fast --overcommit 2 --warn-at 70%")]
+    Set {
+        /// Name or id
+        pool: String,
+        #[command(flatten)]
+        rules: RuleArgs,
     },
     /// All pools
     #[command(visible_alias = "ls")]
@@ -65,7 +76,7 @@ pub async fn all(manager: &mut Manager) -> Result<Vec<Pool>> {
 pub async fn run(session: &Session, verb: Verb) -> Result<()> {
     let mut manager = session.manager().await?;
     match verb {
-        Verb::Create { name, driver: DriverName::File, path, limit, service } => {
+        Verb::Create { name, driver: DriverName::File, path, limit, service, rules } => {
             let Some(text) = path.to_str() else {
                 return Err(Failure::Usage(format!("{} is not UTF-8", path.display())).into());
             };
@@ -74,12 +85,23 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
                 return Err(Failure::Usage(text).into());
             }
             let driver = Some(file_driver(text.to_owned(), limit));
-            let request = proto::CreatePoolRequest { name, service: service.unwrap_or_default(), driver };
+            let (service, rules) = (service.unwrap_or_default(), Some(rules.changes()));
+            let request = proto::CreatePoolRequest { name, service, driver, rules };
             let pool = object(answer(manager.client.create_pool(request).await, "manager")?)?;
             let pool = expect(settle(session, pool, Until::Ready).await?)?;
             output::one(session.format, &pool, pool.meta.name.as_str(), |pool| {
                 let size = pool.status.capacity.map(|size| format!(" ({size})")).unwrap_or_default();
                 format!("pool '{}'{size} is {}\n", pool.meta.name, pool.status.phase)
+            })
+        }
+        Verb::Set { pool, rules } => {
+            if rules.is_empty() {
+                return Err(Failure::Usage("name what to change: --overcommit, --warn-at or --refuse-at".into()).into());
+            }
+            let request = proto::SetPoolRequest { reference: pool, rules: Some(rules.changes()) };
+            let pool = expect(object(answer(manager.client.set_pool(request).await, "manager")?)?)?;
+            output::one(session.format, &pool, pool.meta.name.as_str(), |pool| {
+                format!("pool '{}': {}, {} left to promise\n", pool.meta.name, pool.spec.rules, size(pool.free()))
             })
         }
         Verb::List => {
@@ -106,6 +128,12 @@ fn size(size: Option<ByteSize>) -> String {
     size.map_or_else(|| "-".into(), |size| size.to_string())
 }
 
+/// With the level where it is worth a word.
+fn used(pool: &Pool) -> String {
+    let level = (pool.status.level > Level::Ok).then(|| format!(" ({})", pool.status.level));
+    format!("{}{}", size(pool.status.used), level.unwrap_or_default())
+}
+
 fn row(pool: &Pool) -> Vec<String> {
     let status = &pool.status;
     vec![
@@ -114,7 +142,7 @@ fn row(pool: &Pool) -> Vec<String> {
         status.phase.to_string(),
         size(status.capacity),
         status.reserved.to_string(),
-        size(status.used),
+        used(pool),
         pool.spec.service.to_string(),
         status.message.clone().unwrap_or_default(),
     ]
@@ -133,7 +161,9 @@ fn describe(pool: &Pool) -> String {
         ("Limit", size(*limit)),
         ("Capacity", size(status.capacity)),
         ("Reserved", status.reserved.to_string()),
-        ("Used", size(status.used)),
+        ("Used", used(pool)),
+        ("Metadata", status.metadata.map_or("-".into(), |it| format!("{} of {} used", it.used, it.capacity))),
+        ("Rules", pool.spec.rules.to_string()),
         ("Free", size(pool.free())),
         ("Snapshots", status.copies.map_or("-", |can| if can { "possible" } else { "impossible" }).into()),
         ("Service", pool.spec.service.to_string()),

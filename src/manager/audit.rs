@@ -2,7 +2,8 @@
 //!
 //! Every plan that changes desired state or membership on behalf of somebody writes one entry, in the transaction of the
 //! change itself: there is no change without its entry and no entry without its change. What repeats changes nothing and
-//! is not recorded. Never here: reports of block services, which change nothing that anybody asked for.
+//! is not recorded. Of what block services report, which changes nothing that anybody asked for, there is only how full
+//! their pools become.
 
 use super::draft::Draft;
 use super::view::View;

@@ -44,6 +44,11 @@ fn optional(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+fn rule_changes(changes: Option<proto::PoolRuleChanges>) -> plan::RuleChanges {
+    let proto::PoolRuleChanges { overcommit_percent, warn_percent, refuse_percent } = changes.unwrap_or_default();
+    plan::RuleChanges { overcommit_percent, warn_percent, refuse_percent }
+}
+
 fn find(view: &View, kind: Kind, reference: &str) -> Result<Object, Refusal> {
     let missing = || Refusal::NoSuch { kind, reference: reference.chars().take(80).collect() };
     let found = match kind {
@@ -234,9 +239,18 @@ impl Control for Face {
         let name = parsed(request.name.parse::<Name>())?;
         let driver = request.driver.ok_or_else(|| Status::invalid_argument("a pool needs a driver"))?;
         let driver = malformed(Driver::try_from(driver))?;
-        let (id, service) = (PoolId::generate(), optional(&request.service));
-        let plan =
-            move |draft: &mut Draft<'_>| plan::create_pool(draft, &author, id, &name, service.as_deref(), &driver);
+        let (id, service, rules) = (PoolId::generate(), optional(&request.service), rule_changes(request.rules));
+        let plan = move |draft: &mut Draft<'_>| {
+            plan::create_pool(draft, &author, id, &name, service.as_deref(), &driver, rules)
+        };
+        answer(&Object::Pool(member.writer.write(plan).await?))
+    }
+
+    async fn set_pool(&self, request: Request<proto::SetPoolRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let proto::SetPoolRequest { reference, rules } = request.into_inner();
+        let changes = rule_changes(rules);
+        let plan = move |draft: &mut Draft<'_>| plan::set_pool(draft, &author, &reference, changes);
         answer(&Object::Pool(member.writer.write(plan).await?))
     }
 

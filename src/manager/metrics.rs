@@ -3,7 +3,7 @@
 use super::Stage;
 use super::init::Manager;
 use super::view::View;
-use crate::model::{ByteSize, Pool, Service};
+use crate::model::{ByteSize, Pool, PoolMetadata, Service};
 use crate::runtime::metrics::{Labels, Page};
 use std::collections::BTreeMap;
 
@@ -102,5 +102,15 @@ fn objects(view: &View, page: &mut Page) {
     };
     page.gauge("pool_capacity_bytes", "What a pool can hold", sizes(|pool| pool.status.capacity));
     page.gauge("pool_used_bytes", "What a pool's volumes occupy", sizes(|pool| pool.status.used));
+    let promisable = sizes(Pool::promisable);
+    page.gauge("pool_promisable_bytes", "What of a pool may be promised in all", promisable);
+    let metadata = |of: fn(PoolMetadata) -> ByteSize| {
+        let used = pools().filter_map(move |pool| Some((labels(pool), bytes(of(pool.status.metadata?)))));
+        used.collect::<Vec<_>>()
+    };
+    page.gauge("pool_metadata_capacity_bytes", "What a thin pool can remember", metadata(|it| it.capacity));
+    page.gauge("pool_metadata_used_bytes", "What a thin pool remembers", metadata(|it| it.used));
+    let levels = pools().map(|pool| (labels(pool), f64::from(pool.status.level as u8))).collect::<Vec<_>>();
+    page.gauge("pool_level", "How full a pool is: 0 ok, 1 high, 2 full, which promises nothing new", levels);
     page.gauge("pool_reserved_bytes", "What a pool's volumes were promised", sizes(|pool| Some(pool.status.reserved)));
 }

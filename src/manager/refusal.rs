@@ -18,6 +18,10 @@ pub enum Refusal {
     Precondition(String),
     #[error("pool '{pool}' has {free} left to promise, not {wanted}: free some, choose another pool, or ask for less")]
     NoRoom { pool: Name, free: ByteSize, wanted: ByteSize },
+    #[error(
+        "pool '{pool}' is more than {percent}% full and promises nothing new: free some, add to it, or choose another pool"
+    )]
+    PoolFull { pool: Name, percent: u32 },
     #[error("no pool has {wanted} left to promise{largest}: add one with `symphony ctl pool create`, or ask for less", largest = most(.largest))]
     NoRoomAnywhere { wanted: ByteSize, largest: Option<(Name, ByteSize)> },
     #[error("{kind} '{name}' is being removed")]
@@ -64,7 +68,7 @@ impl Refusal {
             Self::NameTaken { .. } => FaultKind::AlreadyExists,
             Self::Ambiguous { .. } | Self::Invalid(_) => FaultKind::Invalid,
             Self::Precondition(_) | Self::Superseded(_) | Self::Removing { .. } => FaultKind::Precondition,
-            Self::NoRoom { .. } | Self::NoRoomAnywhere { .. } => FaultKind::Exhausted,
+            Self::NoRoom { .. } | Self::PoolFull { .. } | Self::NoRoomAnywhere { .. } => FaultKind::Exhausted,
             Self::NotMember(_) | Self::NotYours { .. } | Self::Denied(_) => FaultKind::Denied,
             Self::Busy => FaultKind::Busy,
             Self::Store(_) | Self::InDoubt(_) | Self::Stopping => FaultKind::Unavailable,

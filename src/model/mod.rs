@@ -19,6 +19,7 @@ mod name;
 mod object;
 mod pool;
 mod report;
+mod room;
 mod service;
 mod size;
 mod snapshot;
@@ -51,6 +52,7 @@ pub use report::{
     AttachmentReport, Inventory, InventoryPool, InventorySnapshot, InventoryVolume, Observed, PoolCapacity, PoolReport,
     Report, ServedVolume, SnapshotReport, TakenSnapshot, VolumeReport,
 };
+pub use room::{Level, PoolMetadata, PoolRules, Ratio};
 pub use service::{Addresses, Service, ServiceSpec, ServiceState, ServiceStatus, ServiceType, Session};
 pub use size::{ByteSize, SizeError};
 pub use snapshot::{Snapshot, SnapshotMember, SnapshotSpec, SnapshotStatus};

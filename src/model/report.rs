@@ -1,8 +1,8 @@
 //! What a block service says of its own devices.
 
 use super::{
-    AssignedId, Attachment, AttachmentId, ByteSize, Export, Generation, Phase, Pool, PoolId, Snapshot, SnapshotId,
-    Timestamp, Volume, VolumeId,
+    AssignedId, Attachment, AttachmentId, ByteSize, Export, Generation, Phase, Pool, PoolId, PoolMetadata, Snapshot,
+    SnapshotId, Timestamp, Volume, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,9 @@ pub struct PoolReport {
 pub struct PoolCapacity {
     pub capacity: ByteSize,
     pub used: ByteSize,
+    /// Of a thin pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<PoolMetadata>,
     /// Whether volumes can be copied without their bytes being copied: else there are no snapshots and no copies.
     #[serde(default)]
     pub copies: bool,
@@ -173,8 +176,11 @@ impl Pool {
         if let Observed::Known(known) = report.capacity {
             status.capacity = Some(known.capacity);
             status.used = Some(known.used);
+            status.metadata = known.metadata;
             status.copies = Some(known.copies);
         }
+        self.status.level = self.measured();
+        let status = &mut self.status;
         let current = report.generation == self.meta.generation;
         status.phase = phase(self.meta.is_removed(), current, status.capacity.is_some(), report.failure.is_some());
         *status != before

@@ -64,6 +64,7 @@ const TABLE: &[(&str, &[Kind])] = &[
     ("/symphony.v1.Control/RemovePool", CHANGE),
     ("/symphony.v1.Control/CreateVolume", CHANGE),
     ("/symphony.v1.Control/ResizeVolume", CHANGE),
+    ("/symphony.v1.Control/SetPool", CHANGE),
     ("/symphony.v1.Control/SetVolume", CHANGE),
     ("/symphony.v1.Control/RemoveVolume", CHANGE),
     ("/symphony.v1.Control/RevertVolume", CHANGE),

@@ -17,6 +17,7 @@ mod listen;
 mod messages;
 mod objects;
 mod reports;
+mod rules;
 mod seats;
 mod sentences;
 mod snapshots;

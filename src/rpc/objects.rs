@@ -49,6 +49,7 @@ macro_rules! enumeration {
 }
 enumeration!(ServiceType { Manager, Block });
 enumeration!(ServiceState { Joined, Ready, Down, Removed });
+enumeration!(Level { Ok, High, Full });
 enumeration!(Phase { Pending, Ready, Failed, Removing });
 enumeration!(Kind { Service, Pool, Volume, Snapshot, Attachment, Client, Token });
 enumeration!(ClientRole { Admin, Viewer, Data });
@@ -212,6 +213,7 @@ impl From<&Pool> for proto::Pool {
             spec: Some(proto::PoolSpec {
                 service: pool.spec.service.to_string(),
                 driver: Some((&pool.spec.driver).into()),
+                rules: Some(pool.spec.rules.into()),
             }),
             status: Some(proto::PoolStatus {
                 phase: number::<proto::Phase>(status.phase),
@@ -220,6 +222,8 @@ impl From<&Pool> for proto::Pool {
                 used: status.used.map(ByteSize::as_u64),
                 reserved: status.reserved.as_u64(),
                 copies: status.copies,
+                metadata: status.metadata.map(Into::into),
+                level: number::<proto::Level>(status.level),
                 message: status.message.clone(),
             }),
         }
@@ -237,6 +241,7 @@ impl TryFrom<proto::Pool> for Pool {
             spec: PoolSpec {
                 service: spec.service.parse()?,
                 driver: required(spec.driver, "a pool's driver")?.try_into()?,
+                rules: spec.rules.map(Into::into).unwrap_or_default(),
             },
             status: PoolStatus {
                 phase: enumerated::<proto::Phase, _>(status.phase)?,
@@ -245,6 +250,8 @@ impl TryFrom<proto::Pool> for Pool {
                 used: status.used.map(ByteSize::bytes),
                 reserved: ByteSize::bytes(status.reserved),
                 copies: status.copies,
+                metadata: status.metadata.map(Into::into),
+                level: enumerated::<proto::Level, _>(status.level)?,
                 message: status.message,
             },
         })
@@ -399,7 +406,12 @@ mod tests {
         assert_eq!(Object::try_from(proto::Object::from(&object)), Ok(object));
 
         let driver = Driver::File { path: "/srv/pool".into(), limit: Some(ByteSize::mib(5)) };
-        let pool = Pool::new(Meta::new(pool, "p".parse().unwrap(), now), PoolSpec { service, driver });
+        let rules = PoolRules { overcommit_percent: 150, warn_percent: 70, refuse_percent: 90 };
+        let spec = PoolSpec { service, driver, rules };
+        let mut pool = Pool::new(Meta::new(pool, "p".parse().unwrap(), now), spec);
+        pool.status.level = Level::High;
+        let metadata = [5, 3, 1].map(ByteSize::mib);
+        pool.status.metadata = Some(PoolMetadata { capacity: metadata[0], used: metadata[1], chunk: metadata[2] });
         let object = Object::Pool(pool);
         assert_eq!(Object::try_from(proto::Object::from(&object)), Ok(object));
     }

@@ -30,9 +30,11 @@ fn observed<T>(observation: i32, known: impl FnOnce() -> Result<T, Malformed>) -
 
 impl From<&PoolReport> for proto::PoolReport {
     fn from(report: &PoolReport) -> Self {
-        let (capacity, used, copies) = match &report.capacity {
-            Observed::Known(known) => (known.capacity.as_u64(), known.used.as_u64(), known.copies),
-            Observed::Unknown | Observed::Absent => (0, 0, false),
+        let (capacity, used, copies, metadata) = match &report.capacity {
+            Observed::Known(known) => {
+                (known.capacity.as_u64(), known.used.as_u64(), known.copies, known.metadata.map(Into::into))
+            }
+            Observed::Unknown | Observed::Absent => (0, 0, false, None),
         };
         Self {
             id: report.id.to_string(),
@@ -41,6 +43,7 @@ impl From<&PoolReport> for proto::PoolReport {
             capacity,
             used,
             copies,
+            metadata,
             failure: report.failure.clone(),
         }
     }
@@ -51,7 +54,8 @@ impl TryFrom<proto::PoolReport> for PoolReport {
 
     fn try_from(report: proto::PoolReport) -> Result<Self, Malformed> {
         let (capacity, used) = (ByteSize::bytes(report.capacity), ByteSize::bytes(report.used));
-        let capacity = || Ok(PoolCapacity { capacity, used, copies: report.copies });
+        let metadata = report.metadata.map(Into::into);
+        let capacity = || Ok(PoolCapacity { capacity, used, metadata, copies: report.copies });
         Ok(Self {
             id: report.id.parse()?,
             generation: Generation::new(report.generation),

@@ -97,7 +97,7 @@ impl Cloud {
         let mut joined = BlockControlClient::new(dial(&place("block/control.sock")).await?);
         joined.init_block(proto::InitBlockRequest { manager: address, token: None }).await?;
         let driver = Some(file_driver(text(place("pool")), None));
-        let request = proto::CreatePoolRequest { name: "pool".into(), service: String::new(), driver };
+        let request = proto::CreatePoolRequest { name: "pool".into(), service: String::new(), driver, rules: None };
         control.create_pool(request).await?;
         wait_ready(&mut control, proto::Kind::Pool, "pool").await?;
         Ok(Self { manager, block, socket, dir })

@@ -25,7 +25,7 @@ impl FilePool {
         }
         let room = capacity_of(&self.volumes)?.available.saturating_add(used);
         let capacity = self.settings().limit.map_or(room, |limit| limit.min(room));
-        Ok(PoolCapacity { capacity, used, copies: self.can_copy() })
+        Ok(PoolCapacity { capacity, used, metadata: None, copies: self.can_copy() })
     }
 
     pub(super) fn inventory(&self) -> Result<Vec<InventoryVolume>, BackendError> {

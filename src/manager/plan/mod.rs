@@ -22,7 +22,7 @@ pub use client::{Commission, create_client, purge_client, remove_client};
 pub use enrollment::{
     Application, Granted, Renewal, Request, Standing, enroll, hosts, lifetime, record_of, renew_service,
 };
-pub use pool::{create_pool, remove_pool};
+pub use pool::{RuleChanges, create_pool, remove_pool, set_pool};
 pub use record::{PRUNED_AT_ONCE, prune_events};
 pub use report::take_reports;
 pub use service::{admit_session, join_service, mark_down, purge_service, remove_service};

@@ -4,7 +4,60 @@ use super::{find, find_block_service};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Author, Driver, Kind, Meta, Name, Pool, PoolId, PoolSpec, Service, Snapshot, Volume};
+use crate::model::{Author, Driver, Kind, Meta, Name, Pool, PoolId, PoolRules, PoolSpec, Service, Snapshot, Volume};
+
+/// What to do about each of a pool's rules: absent, it stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RuleChanges {
+    pub overcommit_percent: Option<u32>,
+    pub warn_percent: Option<u32>,
+    pub refuse_percent: Option<u32>,
+}
+
+impl RuleChanges {
+    fn applied_to(self, old: PoolRules, driver: &Driver) -> Result<PoolRules, Refusal> {
+        let rules = PoolRules {
+            overcommit_percent: self.overcommit_percent.unwrap_or(old.overcommit_percent),
+            warn_percent: self.warn_percent.unwrap_or(old.warn_percent),
+            refuse_percent: self.refuse_percent.unwrap_or(old.refuse_percent),
+        };
+        if let Some(fault) = rules.fault() {
+            return Err(Refusal::Invalid(fault));
+        }
+        if rules != PoolRules::default() && !driver.fills_as_written() {
+            return Err(Refusal::Invalid(format!(
+                "volumes of driver {driver} have all their space from the beginning: there is nothing to overcommit or to \
+                 watch"
+            )));
+        }
+        Ok(rules)
+    }
+}
+
+/// Changes how a pool's space is promised. What has been promised stays so.
+///
+/// # Errors
+/// If there is no such pool, it is being removed, or the rules make no sense.
+pub fn set_pool(
+    draft: &mut Draft<'_>,
+    author: &Author,
+    reference: &str,
+    changes: RuleChanges,
+) -> Result<Pool, Refusal> {
+    let mut pool = find::<Pool>(draft, reference)?;
+    let name = pool.meta.name.clone();
+    if pool.meta.is_removed() {
+        return Err(Refusal::Removing { kind: Kind::Pool, name });
+    }
+    let old = pool.spec.rules;
+    let rules = changes.applied_to(old, &pool.spec.driver)?;
+    if pool.rule(rules, draft.now) {
+        draft.put(pool.clone());
+        let detail = format!("{rules} (were: {old})");
+        audit(draft, author, "pool.set", Kind::Pool, pool.meta.id, &name, Some(detail));
+    }
+    Ok(pool)
+}
 
 /// A new pool on a block service (by id or host name; none: the only one).
 ///
@@ -17,8 +70,10 @@ pub fn create_pool(
     name: &Name,
     service: Option<&str>,
     driver: &Driver,
+    rules: RuleChanges,
 ) -> Result<Pool, Refusal> {
     let service = find_block_service(draft.view(), service)?;
+    let rules = rules.applied_to(PoolRules::default(), driver)?;
     let Driver::File { path, limit } = driver;
     if limit.is_some_and(|limit| limit.as_u64() == 0) {
         return Err(Refusal::Invalid("a pool's limit must not be zero".into()));
@@ -34,7 +89,7 @@ pub fn create_pool(
     }
     // A service that is removed meanwhile must not end up with a pool.
     draft.guard::<Service>(service.meta.id);
-    let spec = PoolSpec { service: service.meta.id, driver: driver.clone() };
+    let spec = PoolSpec { service: service.meta.id, driver: driver.clone(), rules };
     let pool = Pool::new(Meta::new(id, name.clone(), draft.now), spec);
     draft.put(pool.clone());
     let detail = format!("{} at {} on service {}", pool.spec.driver, path.display(), service.meta.id);

@@ -2,11 +2,12 @@
 
 use super::snapshot::forget_snapshot;
 use super::volume::forget_volume;
+use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Attachment, AttachmentReport, Kind, Pool, PoolReport, Report, ServiceId, Session, SessionId, Snapshot,
-    SnapshotReport, Volume, VolumeReport,
+    Attachment, AttachmentReport, Author, ByteSize, Kind, Pool, PoolReport, Report, ServiceId, Session, SessionId,
+    Snapshot, SnapshotReport, Volume, VolumeReport,
 };
 
 /// Takes reports of `service` over. Reports on objects that are gone are ignored; nothing is written where nothing changed.
@@ -27,7 +28,7 @@ pub fn take_reports(
     draft.guard::<Session>(service);
     for report in reports {
         match report {
-            Report::Pool(report) => take_pool(draft, service, report)?,
+            Report::Pool(report) => take_pool(draft, service, session, report)?,
             Report::Volume(report) => take_volume(draft, service, report)?,
             Report::Snapshot(report) => take_snapshot(draft, service, report)?,
             Report::Attachment(report) => take_attachment(draft, service, report)?,
@@ -36,7 +37,12 @@ pub fn take_reports(
     Ok(())
 }
 
-fn take_pool(draft: &mut Draft<'_>, service: ServiceId, report: &PoolReport) -> Result<(), Refusal> {
+fn take_pool(
+    draft: &mut Draft<'_>,
+    service: ServiceId,
+    session: SessionId,
+    report: &PoolReport,
+) -> Result<(), Refusal> {
     let Some(pool) = draft.get::<Pool>(report.id) else { return Ok(()) };
     if pool.spec.service != service {
         return Err(Refusal::NotYours { service, kind: Kind::Pool, id: report.id.to_string() });
@@ -45,10 +51,28 @@ fn take_pool(draft: &mut Draft<'_>, service: ServiceId, report: &PoolReport) -> 
     if pool.is_let_go_by(report) {
         draft.release(Kind::Pool, &pool.meta.name);
         draft.delete::<Pool>(pool.meta.id);
-    } else if pool.observe(report) {
-        draft.put(pool);
+    } else {
+        let before = pool.status.level;
+        if pool.observe(report) {
+            draft.put(pool.clone());
+        }
+        if pool.status.level != before {
+            record_level(draft, session, &pool);
+        }
     }
     Ok(())
+}
+
+/// Whoever looks after a pool must hear of it before its clients do.
+fn record_level(draft: &mut Draft<'_>, session: SessionId, pool: &Pool) {
+    let who = format!("block service {}", pool.spec.service);
+    let author = Author { who, origin: format!("session {session}") };
+    let size = |size: Option<ByteSize>| size.unwrap_or_default();
+    let (used, capacity) = (size(pool.status.used), size(pool.status.capacity));
+    let metadata = pool.status.metadata.map(|it| format!(", {} of {} of its metadata", it.used, it.capacity));
+    let detail = format!("{used} of {capacity} are used{}", metadata.unwrap_or_default());
+    let action = format!("pool.{}", pool.status.level);
+    audit(draft, &author, &action, Kind::Pool, pool.meta.id, &pool.meta.name, Some(detail));
 }
 
 fn take_volume(draft: &mut Draft<'_>, service: ServiceId, report: &VolumeReport) -> Result<(), Refusal> {

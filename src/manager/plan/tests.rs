@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 mod attachments;
 mod limits;
+mod pools;
 mod record;
 mod snapshots;
 
@@ -111,16 +112,21 @@ impl World {
         let id = PoolId::from_bytes(self.id());
         let driver = Driver::File { path: format!("/{name}").into(), limit: None };
         let name = name.parse().unwrap();
-        let pool = self.write(|draft| create_pool(draft, &somebody(), id, &name, None, &driver)).unwrap();
+        let pool = self
+            .write(|draft| create_pool(draft, &somebody(), id, &name, None, &driver, RuleChanges::default()))
+            .unwrap();
         self.report_pool(&pool, Observed::Known(capacity));
         self.view.get::<Pool>(id).unwrap().clone()
     }
 
     fn report_pool(&mut self, pool: &Pool, capacity: Observed<u64>) {
         let capacity = match capacity {
-            Observed::Known(mib) => {
-                Observed::Known(PoolCapacity { capacity: ByteSize::mib(mib), used: ByteSize::ZERO, copies: true })
-            }
+            Observed::Known(mib) => Observed::Known(PoolCapacity {
+                capacity: ByteSize::mib(mib),
+                used: ByteSize::ZERO,
+                metadata: None,
+                copies: true,
+            }),
             Observed::Absent => Observed::Absent,
             Observed::Unknown => Observed::Unknown,
         };
@@ -152,7 +158,7 @@ impl World {
             let promised = kept.map(|snapshot| snapshot.value.status.promised);
             let sum: ByteSize = inside.map(|volume| volume.value.spec.size).chain(promised).sum();
             assert_eq!(sum, pool.value.status.reserved);
-            assert!(pool.value.status.capacity.is_none_or(|capacity| sum <= capacity), "overcommitted");
+            assert!(pool.value.promisable().is_none_or(|promisable| sum <= promisable), "overcommitted");
         }
         let named = self.view.pools.len() + self.view.volumes.len() + self.view.snapshots.len();
         let named = named + self.view.clients.len();
@@ -211,7 +217,12 @@ fn a_report_on_what_another_service_holds_is_refused_whole() {
     let forged = PoolReport {
         id: pool.meta.id,
         generation: pool.meta.generation,
-        capacity: Observed::Known(PoolCapacity { capacity: ByteSize::mib(999), used: ByteSize::ZERO, copies: true }),
+        capacity: Observed::Known(PoolCapacity {
+            capacity: ByteSize::mib(999),
+            used: ByteSize::ZERO,
+            metadata: None,
+            copies: true,
+        }),
         failure: None,
     };
     let stranger = ServiceId::from_bytes([9; 16]);

@@ -8,8 +8,8 @@ use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, ByteSize, Kind, Limits, Meta, Name, Phase, Pool, PoolId, Replica, Service, ServiceState, Snapshot, Source,
-    Volume, VolumeId, VolumeSpec,
+    Author, ByteSize, Kind, Level, Limits, Meta, Name, Phase, Pool, PoolId, Replica, Service, ServiceState, Snapshot,
+    Source, Volume, VolumeId, VolumeSpec,
 };
 
 /// What a user wants a volume to be made from, by id or name.
@@ -295,7 +295,7 @@ fn named_pool(draft: &Draft<'_>, reference: &str, size: ByteSize) -> Result<Pool
             pool.status.message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default()
         ))),
         Some(free) if free < size => Err(Refusal::NoRoom { pool: name, free, wanted: size }),
-        Some(_) => Ok(pool),
+        Some(_) => fit_level(&pool).map(|()| pool),
     }
 }
 
@@ -305,7 +305,8 @@ fn roomiest_pool(draft: &Draft<'_>, size: ByteSize) -> Result<Pool, Refusal> {
         let service = draft.get::<Service>(pool.spec.service);
         service.is_some_and(|service| service.status.state == ServiceState::Ready)
     };
-    let ready = |pool: &&Pool| pool.status.phase == Phase::Ready && !pool.meta.is_removed() && alive(pool);
+    let fit = |pool: &Pool| pool.status.phase == Phase::Ready && pool.status.level < Level::Full;
+    let ready = |pool: &&Pool| fit(pool) && !pool.meta.is_removed() && alive(pool);
     let largest = draft
         .all::<Pool>()
         .filter(ready)
@@ -320,8 +321,17 @@ fn roomiest_pool(draft: &Draft<'_>, size: ByteSize) -> Result<Pool, Refusal> {
     }
 }
 
+/// A pool that is all but full promises nothing new, so that what it has promised has room to the last.
+fn fit_level(pool: &Pool) -> Result<(), Refusal> {
+    if pool.status.level < Level::Full {
+        return Ok(());
+    }
+    Err(Refusal::PoolFull { pool: pool.meta.name.clone(), percent: pool.spec.rules.refuse_percent })
+}
+
 /// Promises more of a pool.
 pub(super) fn promise(pool: &mut Pool, more: ByteSize) -> Result<(), Refusal> {
+    fit_level(pool)?;
     let free = pool.free().unwrap_or_default();
     let reserved = pool.status.reserved.checked_add(more);
     match reserved {

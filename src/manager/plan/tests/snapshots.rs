@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     /// The volume is there now.
-    fn make(&mut self, volume: &Volume) {
+    pub(super) fn make(&mut self, volume: &Volume) {
         let served = ServedVolume { size: volume.spec.size, exports: Vec::new() };
         let (id, generation) = (volume.meta.id, volume.meta.generation);
         let report = VolumeReport { id, generation, volume: Observed::Known(served), failure: None };
@@ -17,7 +17,7 @@ impl World {
         volume
     }
 
-    fn snapshots(&mut self, wanted: &[(&str, &str)]) -> Result<Vec<Snapshot>, Refusal> {
+    pub(super) fn snapshots(&mut self, wanted: &[(&str, &str)]) -> Result<Vec<Snapshot>, Refusal> {
         let mut all = Vec::new();
         for (volume, name) in wanted {
             let id = SnapshotId::from_bytes(self.id());
