@@ -31,6 +31,8 @@ pub struct VolumeLayout {
     pub source: Option<Source>,
     /// Its bytes are to be put back once, if what is on disk is of a generation before.
     pub revert: Option<Revert>,
+    /// It may become smaller once, if what is on disk is of a generation before.
+    pub shrunk: Option<Generation>,
     /// The volume has held bytes once: if they are missing that is [`BackendError::Lost`], never a fresh start.
     pub made: bool,
 }
@@ -49,6 +51,8 @@ pub enum Ensured {
     Unchanged,
     Created,
     Grown,
+    /// What was behind the new end is gone. Handles that were open before still show the old size.
+    Shrunk,
     /// The bytes are a snapshot's again. Handles that were open before still show the old ones.
     Reverted,
     /// Only what it says of itself was written anew: a name, a generation.
@@ -88,7 +92,8 @@ pub enum BackendError {
 /// One pool on this host.
 pub trait Backend: Send + Sync + 'static {
     /// Makes the volume exist with at least this layout; a new one reads as zeros, or as what it is a copy of, and is
-    /// durable when this returns. Nobody may be changing the source of a copy, or be using a volume that is put back.
+    /// durable when this returns. Nobody may be changing the source of a copy, or be using a volume that is put back or
+    /// shrinks.
     fn ensure_volume(&self, volume: &VolumeLayout) -> Result<Ensured, BackendError>;
 
     /// Destroys the volume's data. The caller has a tombstone and has closed every handle.

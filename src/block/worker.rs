@@ -34,7 +34,7 @@ enum TaskError {
     Backend(#[from] BackendError),
     #[error("pool {0} is not open")]
     PoolClosed(PoolId),
-    #[error("volume '{volume}' is in use by {users} connections: it is put back once they are closed")]
+    #[error("volume '{volume}' is in use by {users} connections: it is put back or shrunk once they are closed")]
     InUse { volume: Name, users: usize },
     #[error(transparent)]
     Freeze(#[from] crate::export::FreezeError),
@@ -242,6 +242,7 @@ impl Worker {
             size: volume.size,
             source: volume.source,
             revert: volume.revert,
+            shrunk: volume.shrunk,
             made: volume.made,
         };
         let still = self.hold_still_for(volume)?;
@@ -263,11 +264,11 @@ impl Worker {
     /// Keeps everybody from changing what the volume's bytes come from, while they are copied. One whose bytes are to be
     /// put back is not served meanwhile.
     fn hold_still_for(&self, volume: &VolumeAssignment) -> Result<Option<Freeze>, TaskError> {
-        // What is served was made of an earlier generation: its bytes are about to be replaced, whatever else has changed.
-        let earlier = |revert: Revert| {
-            self.served().get(&volume.id).is_some_and(|served| served.as_assigned.generation < revert.since)
-        };
-        if volume.revert.is_some_and(earlier) {
+        // What is served was made of an earlier generation: its bytes are about to be replaced or to go, whatever else has
+        // changed.
+        let earlier =
+            |since: Generation| self.served().get(&volume.id).is_some_and(|it| it.as_assigned.generation < since);
+        if volume.revert.map(|revert| revert.since).max(volume.shrunk).is_some_and(earlier) {
             let users = self.exports.users(volume.name.as_str()).unwrap_or_default();
             if users > 0 {
                 return Err(TaskError::InUse { volume: volume.name.clone(), users });

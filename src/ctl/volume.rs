@@ -47,13 +47,16 @@ pub enum Verb {
         /// Name or id
         volume: String,
     },
-    /// Grow a volume while it is in use; clients see it when they connect again
+    /// Grow a volume while it is in use, clients see it when they connect again; or shrink one that nobody uses
     Resize {
         /// Name or id
         volume: String,
         /// The new size
         #[arg(long, env = "SYMPHONY_VOLUME_NEW_SIZE", allow_hyphen_values = true)]
         size: ByteSize,
+        /// Let it become smaller: what is behind the new end is lost for ever
+        #[arg(long)]
+        allow_shrink: bool,
     },
     /// Put a volume's bytes back to those of one of its snapshots; nobody may be using it
     Revert {
@@ -162,8 +165,8 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             let volume = object(answer(manager.client.create_volume(request).await, "manager")?)?;
             settled(session, volume).await
         }
-        Verb::Resize { volume, size } => {
-            let request = proto::ResizeVolumeRequest { reference: volume, size: size.as_u64() };
+        Verb::Resize { volume, size, allow_shrink } => {
+            let request = proto::ResizeVolumeRequest { reference: volume, size: size.as_u64(), allow_shrink };
             let volume = object(answer(manager.client.resize_volume(request).await, "manager")?)?;
             settled(session, volume).await
         }

@@ -279,9 +279,9 @@ impl Control for Face {
 
     async fn resize_volume(&self, request: Request<proto::ResizeVolumeRequest>) -> Answer<proto::Object> {
         let (member, author) = self.acting(&request)?;
-        let proto::ResizeVolumeRequest { reference, size } = request.into_inner();
+        let proto::ResizeVolumeRequest { reference, size, allow_shrink } = request.into_inner();
         let size = ByteSize::bytes(size);
-        let plan = move |draft: &mut Draft<'_>| plan::resize_volume(draft, &author, &reference, size);
+        let plan = move |draft: &mut Draft<'_>| plan::resize_volume(draft, &author, &reference, size, allow_shrink);
         answer(&Object::Volume(member.writer.write(plan).await?))
     }
 

@@ -382,7 +382,14 @@ mod tests {
     fn volume(service: u8) -> Volume {
         let meta = Meta::new(VolumeId::from_bytes([1; 16]), "v".parse().unwrap(), Timestamp::from_millis(0));
         let replica = Replica { pool: PoolId::from_bytes([2; 16]), service: ServiceId::from_bytes([service; 16]) };
-        let spec = VolumeSpec { size: ByteSize::mib(1), pool: None, limits: Limits::NONE, source: None, revert: None };
+        let spec = VolumeSpec {
+            size: ByteSize::mib(1),
+            pool: None,
+            limits: Limits::NONE,
+            source: None,
+            revert: None,
+            shrunk: None,
+        };
         Volume::new(meta, spec, vec![replica])
     }
 

@@ -33,6 +33,9 @@ pub struct VolumeAssignment {
     pub source: Option<Source>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revert: Option<Revert>,
+    /// The generation in which it was last allowed to become smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrunk: Option<Generation>,
     /// The volume has held bytes once; a missing backing file is then an error, never a fresh start.
     pub made: bool,
     /// Tombstone: permission to destroy the volume's data.
@@ -257,6 +260,7 @@ impl VolumeAssignment {
             limits: volume.spec.limits,
             source: volume.spec.source,
             revert: volume.spec.revert,
+            shrunk: volume.spec.shrunk,
             made: volume.status.size.is_some(),
             removed: volume.meta.is_removed(),
         })
@@ -414,6 +418,7 @@ mod tests {
             limits: Limits::NONE,
             source: None,
             revert: None,
+            shrunk: None,
             made: false,
             removed: false,
         }

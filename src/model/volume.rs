@@ -29,6 +29,9 @@ pub struct VolumeSpec {
     /// The last time that it was put back to a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revert: Option<Revert>,
+    /// The generation in which it was last allowed to become smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrunk: Option<Generation>,
 }
 
 /// `placement` is the placer's word, the rest the block service's.

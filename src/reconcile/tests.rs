@@ -29,6 +29,7 @@ fn volume(id: u8, generation: u64, removed: bool) -> VolumeAssignment {
         limits: Limits::NONE,
         source: None,
         revert: None,
+        shrunk: None,
         made: false,
         removed,
     }

@@ -47,6 +47,7 @@ impl From<&VolumeAssignment> for proto::VolumeAssignment {
             removed: volume.removed,
             source: volume.source.map(Into::into),
             revert: volume.revert.map(Into::into),
+            shrunk: volume.shrunk.map(Generation::as_u64),
         }
     }
 }
@@ -68,6 +69,7 @@ impl TryFrom<proto::VolumeAssignment> for VolumeAssignment {
             limits: figures::limits_from(volume.limits)?,
             source: volume.source.map(TryInto::try_into).transpose()?,
             revert: volume.revert.map(TryInto::try_into).transpose()?,
+            shrunk: volume.shrunk.map(Generation::new),
             made: volume.made,
             removed: volume.removed,
         })

@@ -300,6 +300,7 @@ impl From<&Volume> for proto::Volume {
                 limits: figures::limits_into(&volume.spec.limits),
                 source: volume.spec.source.map(Into::into),
                 revert: volume.spec.revert.map(Into::into),
+                shrunk: volume.spec.shrunk.map(Generation::as_u64),
             }),
             status: Some(proto::VolumeStatus {
                 phase: number::<proto::Phase>(status.phase),
@@ -327,6 +328,7 @@ impl TryFrom<proto::Volume> for Volume {
                 limits: figures::limits_from(spec.limits)?,
                 source: spec.source.map(TryInto::try_into).transpose()?,
                 revert: spec.revert.map(TryInto::try_into).transpose()?,
+                shrunk: spec.shrunk.map(Generation::new),
             },
             status: VolumeStatus {
                 phase: enumerated::<proto::Phase, _>(status.phase)?,
@@ -398,7 +400,8 @@ mod tests {
         let (pool, service) = (PoolId::from_bytes([1; 16]), ServiceId::from_bytes([2; 16]));
         let meta = Meta::new(VolumeId::from_bytes([3; 16]), "v".parse().unwrap(), now);
         let limits = Limits { iops: Some(7), bandwidth: Some(ByteSize::mib(1)), burst_ms: Some(500) };
-        let spec = VolumeSpec { size: ByteSize::mib(8), pool: Some(pool), limits, source: None, revert: None };
+        let spec =
+            VolumeSpec { size: ByteSize::mib(8), pool: Some(pool), limits, source: None, revert: None, shrunk: None };
         let mut volume = Volume::new(meta, spec, vec![Replica { pool, service }]);
         volume.status.exports.push(Export { protocol: Protocol::Nbd, uri: "nbd://127.0.0.1/v".into() });
         volume.bury(now);

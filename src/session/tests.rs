@@ -32,6 +32,7 @@ fn volume(id: u8, generation: u64) -> VolumeAssignment {
         limits: Limits::NONE,
         source: None,
         revert: None,
+        shrunk: None,
         made: false,
         removed: false,
     }

@@ -49,6 +49,7 @@ pub fn layout(mib: u64) -> VolumeLayout {
         size: ByteSize::mib(mib),
         source: None,
         revert: None,
+        shrunk: None,
         made: false,
     }
 }
@@ -56,6 +57,12 @@ pub fn layout(mib: u64) -> VolumeLayout {
 /// What a user's change of size makes of the layout.
 pub fn resized(layout: &VolumeLayout, mib: u64) -> VolumeLayout {
     VolumeLayout { size: ByteSize::mib(mib), generation: layout.generation.next(), made: true, ..layout.clone() }
+}
+
+/// What a user's change of size makes of it that is allowed to cut off bytes.
+pub fn shrunk(layout: &VolumeLayout, mib: u64) -> VolumeLayout {
+    let smaller = resized(layout, mib);
+    VolumeLayout { shrunk: Some(smaller.generation), ..smaller }
 }
 
 pub fn read(io: &dyn BlockIo, offset: u64, length: usize) -> Vec<u8> {
@@ -145,6 +152,35 @@ fn a_volume_never_shrinks_and_an_older_layout_never_wins() {
         let other = VolumeLayout { name: "other".parse().unwrap(), ..second.clone() };
         assert!(matches!(pool.ensure_volume(&other), Err(BackendError::Refused(_))));
         assert_eq!(pool.open_volume(volume.id).unwrap().size(), 8 << 20);
+    });
+}
+
+#[test]
+fn a_volume_shrinks_once_where_that_is_allowed_and_what_was_cut_off_never_comes_back() {
+    on_every_driver(|driver| {
+        let pool = (driver.open)(false);
+        let volume = layout(8);
+        pool.ensure_volume(&volume).unwrap();
+        let io = pool.open_volume(volume.id).unwrap();
+        for mib in 0..8 {
+            io.write(&[0x5a; 4096], mib << 20, true).unwrap();
+        }
+        drop(io);
+        let smaller = shrunk(&volume, 4);
+        assert_eq!(pool.ensure_volume(&smaller).unwrap(), Ensured::Shrunk);
+        assert_eq!(pool.ensure_volume(&smaller).unwrap(), Ensured::Unchanged);
+        let io = pool.open_volume(volume.id).unwrap();
+        assert_eq!((io.size(), read(&*io, 3 << 20, 4096)), (4 << 20, vec![0x5a; 4096]));
+        assert!(io.read(&mut [0; 512], 4 << 20).is_err());
+        drop(io);
+        // The leave was for that one time.
+        let again = VolumeLayout { generation: smaller.generation.next(), size: ByteSize::mib(2), ..smaller.clone() };
+        assert!(matches!(pool.ensure_volume(&again), Err(BackendError::Shrink { .. })));
+        let larger = resized(&smaller, 8);
+        assert_eq!(pool.ensure_volume(&larger).unwrap(), Ensured::Grown);
+        let io = pool.open_volume(volume.id).unwrap();
+        assert_eq!(read(&*io, 4 << 20, 4 << 20), vec![0; 4 << 20]);
+        assert_eq!(read(&*io, 0, 4096), vec![0x5a; 4096]);
     });
 }
 

@@ -6,7 +6,7 @@
 
 mod snapshots;
 
-use crate::backend::{identity, layout, read, resized};
+use crate::backend::{identity, layout, read, resized, shrunk};
 use crate::snapshots::{at, snapshot_of};
 use crate::support::mounted::Mounted;
 use nix::libc;
@@ -44,6 +44,7 @@ enum Act {
     Recheck,
     Rename,
     Grow,
+    Shrink,
     Remove,
     Release,
     Stage,
@@ -218,6 +219,7 @@ fn victim() {
         "Create" | "Recheck" => drop(pool.unwrap().ensure_volume(&subject).unwrap()),
         "Rename" => drop(pool.unwrap().ensure_volume(&renamed(&subject)).unwrap()),
         "Grow" => drop(pool.unwrap().ensure_volume(&resized(&subject, 4)).unwrap()),
+        "Shrink" => drop(pool.unwrap().ensure_volume(&shrunk(&subject, 1)).unwrap()),
         "Remove" => drop(pool.unwrap().remove_volume(subject.id).unwrap()),
         "Stage" => pool.unwrap().stage_snapshot(&snapshot, at(2)).unwrap(),
         "Settle" => drop(pool.unwrap().settle_snapshot(snapshot.id).unwrap()),
@@ -323,6 +325,37 @@ fn growth_can_be_killed_anywhere_and_repeated_or_left() {
 }
 
 #[test]
+fn shrinking_can_be_killed_anywhere_and_repeated_and_what_was_cut_off_never_comes_back() {
+    let full = || {
+        let stage = Stage::with(true);
+        let io = stage.open(true).open_volume(stage.subject.id).unwrap();
+        io.write(&[0x5a; 8192], (1 << 20) - 4096, true).unwrap();
+        stage
+    };
+    at_every_point(Act::Shrink, full, |stage, lived| {
+        let pool = stage.open(true);
+        let smaller = shrunk(&stage.subject, 1);
+        // The block service's own memory may be older; it serves all of it until the cut was made known on the disk.
+        let old = pool.ensure_volume(&VolumeLayout { made: true, ..stage.subject.clone() });
+        if old.is_ok() {
+            assert_eq!(read(&*pool.open_volume(stage.subject.id).unwrap(), 1 << 20, 4096), vec![0x5a; 4096]);
+        }
+        assert!(!lived || old.is_err());
+        let done = pool.ensure_volume(&smaller).unwrap();
+        assert_eq!(done, if old.is_err() { Ensured::Unchanged } else { Ensured::Shrunk });
+        let io = pool.open_volume(stage.subject.id).unwrap();
+        assert_eq!((io.size(), read(&*io, (1 << 20) - 4096, 4096)), (1 << 20, vec![0x5a; 4096]));
+        drop(io);
+        pool.ensure_volume(&resized(&smaller, 2)).unwrap();
+        let io = pool.open_volume(stage.subject.id).unwrap();
+        assert_eq!(read(&*io, 1 << 20, 1 << 20), vec![0; 1 << 20]);
+        stage.check_bytes(&pool, stage.subject.id);
+        stage.check_bystander(&pool);
+        assert_eq!(stage.names(), 4);
+    });
+}
+
+#[test]
 fn a_renaming_can_be_killed_anywhere_and_repeated() {
     at_every_point(
         Act::Rename,
@@ -390,10 +423,12 @@ fn steps(act: Act, stage: &Stage) -> Option<Vec<Step>> {
 #[test]
 fn syncs_come_in_the_order_that_power_cuts_call_for_and_there_are_no_more_than_needed() {
     use Step::{Rename, Sync, Unlink};
-    let expected: [(Act, bool, &[Step]); 5] = [
+    let expected: [(Act, bool, &[Step]); 6] = [
         // The sidecar's content, the image, the sidecar's name, the directory.
         (Act::Create, false, &[Sync, Sync, Rename, Sync]),
         (Act::Grow, true, &[Sync, Sync, Rename, Sync]),
+        // The sidecar that says so, then the cut, then the sidecar that says it is done.
+        (Act::Shrink, true, &[Sync, Rename, Sync, Sync, Sync, Rename, Sync]),
         (Act::Rename, true, &[Sync, Rename, Sync]),
         // A copy that never took the image's place, the image, the sidecar.
         (Act::Remove, true, &[Unlink, Unlink, Unlink, Sync]),

@@ -21,6 +21,7 @@ mod limits;
 mod local_trust;
 mod membership;
 mod placement;
+mod pools;
 mod reconnects;
 mod refusals;
 mod remote_operators;

@@ -126,3 +126,24 @@ fn fio_verifies_what_it_wrote_at_random() {
     tool("fio", &[&job[..], &verify[..]].concat()).succeeds();
     ctl.check();
 }
+
+#[test]
+fn a_volume_shrinks_where_that_is_allowed_once_nobody_uses_it() {
+    let cluster = Cluster::start(Backing::Embedded);
+    let ctl = cluster.ctl();
+    ctl.ok("volume create db --size 8M");
+    let uri = ctl.uri("db", "nbd");
+    qemu_io(&uri, &["write -P 0x33 0 8M", "flush"]).succeeds();
+    ctl.run("volume resize db --size 4M").fails(2, &["lost", "--allow-shrink"]);
+    let user = client(&uri).expect("a connection");
+    ctl.run("volume resize db --size 4M --allow-shrink").fails(1, &["in use by 1 connections"]);
+    ctl.run("volume resize db --size 16M").fails(4, &["being shrunk"]);
+    assert_eq!(nbd_size(&uri), 8 << 20, "it is served as it is meanwhile");
+    drop(user);
+    until("the volume is smaller", || (ctl.text("volume get db", "/status/phase") == "ready").then_some(()));
+    assert_eq!((nbd_size(&uri), ctl.json("volume get db")["status"]["size"].as_u64()), (4 << 20, Some(4 << 20)));
+    qemu_io(&uri, &["read -P 0x33 0 4M"]).succeeds();
+    ctl.ok("volume resize db --size 8M");
+    qemu_io(&uri, &["read -P 0x33 0 4M", "read -P 0 4M 4M"]).succeeds();
+    ctl.check();
+}

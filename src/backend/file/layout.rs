@@ -53,6 +53,9 @@ pub(super) struct Sidecar {
     /// The copy beside the image is what the volume's bytes are, and takes the image's place.
     #[serde(default, skip_serializing_if = "is_false")]
     pub swap: bool,
+    /// What the image has behind the volume's end is to go.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub cut: bool,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -73,6 +76,7 @@ impl From<&VolumeLayout> for Sidecar {
             generation: layout.generation,
             lineage: layout.source.iter().map(ToString::to_string).collect(),
             swap: false,
+            cut: false,
         }
     }
 }

@@ -30,6 +30,7 @@ impl FilePool {
         }
         let _turn = self.turns.take(layout.id);
         let held = self.sidecar(layout.id)?.map(|held| self.swap(held)).transpose()?;
+        let held = held.map(|held| self.cut(held)).transpose()?;
         let done = match (held, self.image_length(layout.id)?) {
             (Some(held), Some(length)) => self.follow(layout, &held, length)?,
             (None, Some(length)) if layout.made => self.describe(layout, length)?,
@@ -66,6 +67,7 @@ impl FilePool {
         let Some(length) = self.image_length(id)? else { return Err(self.lost(id)) };
         match self.sidecar(id)? {
             Some(held) if held.swap => return Err(self.damaged(id, "a copy is to take its place, and has not yet")),
+            Some(held) if held.cut => return Err(self.damaged(id, "it is being shrunk, and has not been yet")),
             Some(held) => self.check_length(id, held.size, length)?,
             None => return Err(self.damaged(id, UNDESCRIBED)),
         }
@@ -133,7 +135,8 @@ impl FilePool {
             return Err(BackendError::Stale { volume, held: held.generation, offered: layout.generation });
         }
         self.check_length(volume, held.size, length)?;
-        if layout.size < held.size {
+        let shrinks = layout.size < held.size;
+        if shrinks && layout.shrunk.is_none_or(|since| held.generation >= since) {
             return Err(BackendError::Shrink { volume, actual: held.size, wanted: layout.size });
         }
         let next = Sidecar { lineage: held.lineage.clone(), ..Sidecar::from(layout) };
@@ -150,6 +153,13 @@ impl FilePool {
         {
             return self.put_back(layout, next, Source::Snapshot(revert.to));
         }
+        if shrinks {
+            let next = Sidecar { cut: true, ..next };
+            self.publish(&next, None)?;
+            self.cut(next)?;
+            lock(&self.open).remove(&volume);
+            return Ok(Ensured::Shrunk);
+        }
         if layout.size == held.size {
             self.publish(&next, None)?;
             return Ok(Ensured::Updated);
@@ -161,6 +171,22 @@ impl FilePool {
         }
         self.publish(&next, Some(&file))?;
         Ok(Ensured::Grown)
+    }
+
+    /// Cuts off what is behind a volume's end, where the sidecar says so; repeatable. It must be gone before the volume can
+    /// grow again. Answers with the sidecar as it is then.
+    fn cut(&self, held: Sidecar) -> Result<Sidecar, BackendError> {
+        if !held.cut {
+            return Ok(held);
+        }
+        let file = self.image(held.id)?;
+        if self.image_length(held.id)?.is_some_and(|length| length > held.size) {
+            let failed = |error| FileError::new("set the size of", self.image_path(held.id), error);
+            file.set_len(held.size.as_u64()).map_err(failed)?;
+        }
+        let settled = Sidecar { cut: false, ..held };
+        self.publish(&settled, Some(&file))?;
+        Ok(settled)
     }
 
     fn set_length(&self, layout: &VolumeLayout, file: &File) -> Result<(), BackendError> {

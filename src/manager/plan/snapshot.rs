@@ -3,9 +3,9 @@
 //! Whatever depends on a volume writes the volume's record too, so that a manager that removes it at the same time comes
 //! into conflict.
 
-use super::attachment::{clients, know_all_attachments};
+use super::attachment::know_all_attachments;
 use super::find;
-use super::volume::{pool_of, promise};
+use super::volume::{detached, pool_of, promise};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
@@ -158,13 +158,7 @@ pub fn revert_volume(
     }
     fit_source(&snapshot)?;
     know_all_attachments(draft)?;
-    let held = draft.attachments_to(&volume);
-    if !held.is_empty() {
-        return Err(Refusal::Precondition(format!(
-            "volume '{name}' is attached to {}: detach first with `symphony ctl volume detach {name} --client …`",
-            clients(&held)
-        )));
-    }
+    detached(draft, &volume)?;
     if snapshot.status.size != Some(volume.spec.size) {
         let was = snapshot.status.size.unwrap_or_default();
         return Err(Refusal::Precondition(format!(

@@ -352,7 +352,7 @@ proptest! {
                 Deed::Create(name, size) => world.volume(&format!("v{name}"), size, None).is_err(),
                 Deed::Resize(name, size) => {
                     let name = format!("v{name}");
-                    world.write(|draft| resize_volume(draft, &somebody(), &name, ByteSize::mib(size))).is_err()
+                    world.write(|draft| resize_volume(draft, &somebody(), &name, ByteSize::mib(size), false)).is_err()
                 }
                 Deed::Remove(name) => world.write(|draft| remove_volume(draft, &somebody(), &format!("v{name}"))).is_err(),
                 Deed::Gone(name) => {

@@ -8,8 +8,8 @@ use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, ByteSize, Kind, Level, Limits, Meta, Name, Phase, Pool, PoolId, Replica, Service, ServiceState, Snapshot,
-    Source, Volume, VolumeId, VolumeSpec,
+    Author, ByteSize, Kind, Level, Limits, Meta, Name, Phase, Pool, PoolId, Replica, Revert, Service, ServiceState,
+    Snapshot, Source, Volume, VolumeId, VolumeSpec,
 };
 
 /// What a user wants a volume to be made from, by id or name.
@@ -82,7 +82,7 @@ pub fn create_volume(
     let replica = Replica { pool: pool_record.meta.id, service: pool_record.spec.service };
     let source = copyable.as_ref().map(|copyable| copyable.source);
     let pool = pool.as_ref().map(|_| pool_record.meta.id);
-    let spec = VolumeSpec { size, pool, limits: Limits::NONE, source, revert: None };
+    let spec = VolumeSpec { size, pool, limits: Limits::NONE, source, revert: None, shrunk: None };
     let volume = Volume::new(Meta::new(id, name.clone(), draft.now), spec, vec![replica]);
     let of = copyable.map(|copyable| format!(", a copy of {}", copyable.text)).unwrap_or_default();
     let detail = format!("{size} in pool '{}'{of}", pool_record.meta.name);
@@ -126,15 +126,16 @@ fn copyable(draft: &mut Draft<'_>, origin: &Origin) -> Result<Copyable, Refusal>
     }
 }
 
-/// Grows a volume.
+/// Grows a volume, or shrinks it where that is allowed: what is behind its new end is lost.
 ///
 /// # Errors
-/// If it would shrink, is being removed, or its pools have no room.
+/// If it would shrink and may not, or while somebody is attached, is being removed, or its pools have no room.
 pub fn resize_volume(
     draft: &mut Draft<'_>,
     author: &Author,
     reference: &str,
     size: ByteSize,
+    allow_shrink: bool,
 ) -> Result<Volume, Refusal> {
     let mut volume = find::<Volume>(draft, reference)?;
     let name = volume.meta.name.clone();
@@ -143,21 +144,39 @@ pub fn resize_volume(
     }
     fit_size(size)?;
     let old = volume.spec.size;
-    if size < old {
-        return Err(Refusal::Invalid(format!(
-            "volume '{name}' is {old} and cannot shrink to {size}: volumes only grow, so that no data is cut off"
-        )));
-    }
     if size == old {
         return Ok(volume);
     }
+    if size < old && !allow_shrink {
+        return Err(Refusal::Invalid(format!(
+            "volume '{name}' is {old}, and what is behind {size} would be lost: say so with --allow-shrink"
+        )));
+    }
+    // Growth that overtakes it would bring back what was to be lost; and what is put back has the size of before.
+    let (status, ready) = (&volume.status, volume.status.phase == Phase::Ready);
+    let shrinks = status.size.is_some_and(|served| served > old);
+    let put_back = |revert: Revert| !ready || status.observed_generation < revert.since;
+    if shrinks || volume.spec.revert.is_some_and(put_back) {
+        let text = format!("volume '{name}' is being shrunk or put back: resize it once it is ready");
+        return Err(Refusal::Precondition(text));
+    }
+    if size < old {
+        know_all_attachments(draft)?;
+        detached(draft, &volume)?;
+    }
     for replica in volume.status.placement.clone() {
         let mut pool = pool_of(draft, replica.pool)?;
-        promise(&mut pool, size.saturating_sub(old))?;
+        match size < old {
+            true => pool.status.reserved = pool.status.reserved.saturating_sub(old.saturating_sub(size)),
+            false => promise(&mut pool, size.saturating_sub(old))?,
+        }
         draft.put(pool);
     }
     volume.spec.size = size;
     volume.meta.touch(draft.now);
+    if size < old {
+        volume.spec.shrunk = Some(volume.meta.generation);
+    }
     volume.status.phase = Phase::Pending;
     draft.put(volume.clone());
     let detail = format!("from {old} to {size}");
@@ -230,13 +249,7 @@ pub fn remove_volume(draft: &mut Draft<'_>, author: &Author, reference: &str) ->
     let name = volume.meta.name.clone();
     if !volume.meta.is_removed() {
         know_all_attachments(draft)?;
-        let held = draft.attachments_to(&volume);
-        if !held.is_empty() {
-            return Err(Refusal::Precondition(format!(
-                "volume '{name}' is attached to {}: detach first with `symphony ctl volume detach {name} --client …`",
-                clients(&held)
-            )));
-        }
+        detached(draft, &volume)?;
         let snapshots = draft.snapshots_to(&volume);
         let copies =
             |other: &&Volume| other.spec.source == Some(Source::Volume(volume.meta.id)) && other.status.size.is_none();
@@ -260,6 +273,20 @@ pub fn remove_volume(draft: &mut Draft<'_>, author: &Author, reference: &str) ->
         audit(draft, author, "volume.remove", Kind::Volume, volume.meta.id, &name, None);
     }
     Ok(volume)
+}
+
+/// # Errors
+/// If somebody is attached to the volume.
+pub(super) fn detached(draft: &Draft<'_>, volume: &Volume) -> Result<(), Refusal> {
+    let held = draft.attachments_to(volume);
+    if held.is_empty() {
+        return Ok(());
+    }
+    let name = &volume.meta.name;
+    Err(Refusal::Precondition(format!(
+        "volume '{name}' is attached to {}: detach first with `symphony ctl volume detach {name} --client …`",
+        clients(&held)
+    )))
 }
 
 /// Takes a volume that its block service has let go of out of the state: record, name and promised space.
@@ -294,8 +321,9 @@ fn named_pool(draft: &Draft<'_>, reference: &str, size: ByteSize) -> Result<Pool
             "pool '{name}' is not ready yet{}: see `symphony ctl pool get {name}`",
             pool.status.message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default()
         ))),
+        Some(_) if pool.status.level == Level::Full => Err(full(&pool)),
         Some(free) if free < size => Err(Refusal::NoRoom { pool: name, free, wanted: size }),
-        Some(_) => fit_level(&pool).map(|()| pool),
+        Some(_) => Ok(pool),
     }
 }
 
@@ -322,16 +350,15 @@ fn roomiest_pool(draft: &Draft<'_>, size: ByteSize) -> Result<Pool, Refusal> {
 }
 
 /// A pool that is all but full promises nothing new, so that what it has promised has room to the last.
-fn fit_level(pool: &Pool) -> Result<(), Refusal> {
-    if pool.status.level < Level::Full {
-        return Ok(());
-    }
-    Err(Refusal::PoolFull { pool: pool.meta.name.clone(), percent: pool.spec.rules.refuse_percent })
+fn full(pool: &Pool) -> Refusal {
+    Refusal::PoolFull { pool: pool.meta.name.clone(), percent: pool.spec.rules.refuse_percent }
 }
 
 /// Promises more of a pool.
 pub(super) fn promise(pool: &mut Pool, more: ByteSize) -> Result<(), Refusal> {
-    fit_level(pool)?;
+    if pool.status.level == Level::Full {
+        return Err(full(pool));
+    }
     let free = pool.free().unwrap_or_default();
     let reserved = pool.status.reserved.checked_add(more);
     match reserved {

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -313,6 +314,8 @@ class Comparison:
 
 def main():
     options = arguments()
+    # As an end by Ctrl-C: the servers that were started must not outlive this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for program in ("fio", "nbdcopy"):
         if not shutil.which(program):
             sys.exit(f"{program} is not installed")

@@ -78,7 +78,7 @@ fn a_pool_that_is_all_but_full_takes_nothing_new_and_people_are_told_once() {
     assert_eq!(world.the_pool().status.level, Level::Full);
     for refusal in [
         world.volume("c", 1, Some("p")).unwrap_err(),
-        world.write(|draft| resize_volume(draft, &somebody(), "a", ByteSize::mib(11))).unwrap_err(),
+        world.write(|draft| resize_volume(draft, &somebody(), "a", ByteSize::mib(11), false)).unwrap_err(),
         world.snapshots(&[("a", "s")]).unwrap_err(),
     ] {
         assert!(matches!(refusal, Refusal::PoolFull { percent: 95, .. }), "{refusal}");
@@ -118,4 +118,25 @@ fn metadata_is_promised_and_watched_like_data() {
     world.look(10, Some(metadata(96)));
     assert_eq!(world.the_pool().status.level, Level::Full);
     assert!(world.told()[0].1.as_ref().unwrap().contains("of its metadata"));
+}
+
+#[test]
+fn a_volume_shrinks_only_where_that_is_allowed_and_nobody_is_attached_and_not_twice_at_once() {
+    let mut world = World::new();
+    world.pool("p", 100);
+    let volume = world.volume("v", 60, None).unwrap();
+    world.make(&volume);
+    let resize = |world: &mut World, mib: u64, allow: bool| {
+        world.write(|draft| resize_volume(draft, &somebody(), "v", ByteSize::mib(mib), allow))
+    };
+    let refusal = resize(&mut world, 20, false).unwrap_err();
+    assert!(refusal.to_string().contains("--allow-shrink"), "{refusal}");
+    let shrunk = resize(&mut world, 20, true).unwrap();
+    assert_eq!((shrunk.spec.size, shrunk.spec.shrunk), (ByteSize::mib(20), Some(shrunk.meta.generation)));
+    world.assert_adds_up();
+    // Growth that overtakes the cut would show again what it is to take away.
+    assert!(matches!(resize(&mut world, 80, true), Err(Refusal::Precondition(_))));
+    world.make(&shrunk);
+    assert_eq!(resize(&mut world, 80, false).unwrap().spec.size, ByteSize::mib(80));
+    world.assert_adds_up();
 }

@@ -12,7 +12,7 @@ fn every_change_is_recorded_once_in_the_order_it_happened() {
     world.pool("p", 10);
     world.volume("v", 1, None).unwrap();
     for _ in 0..2 {
-        world.write(|draft| resize_volume(draft, &somebody(), "v", ByteSize::mib(2))).unwrap();
+        world.write(|draft| resize_volume(draft, &somebody(), "v", ByteSize::mib(2), false)).unwrap();
     }
     let buried = world.write(|draft| remove_volume(draft, &somebody(), "v")).unwrap();
     world.write(|draft| remove_volume(draft, &somebody(), "v")).unwrap();
@@ -99,7 +99,7 @@ fn the_record_is_bounded_and_the_oldest_entries_go() {
     world.pool("p", 1000);
     world.volume("v", 1, None).unwrap();
     for size in 2..300 {
-        world.write(|draft| resize_volume(draft, &somebody(), "v", ByteSize::mib(size))).unwrap();
+        world.write(|draft| resize_volume(draft, &somebody(), "v", ByteSize::mib(size), false)).unwrap();
     }
     let before = world.view.events_after(None, usize::MAX);
     let place = before.first().unwrap().0;

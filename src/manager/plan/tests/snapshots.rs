@@ -156,7 +156,7 @@ fn a_volume_is_put_back_only_to_a_snapshot_of_its_own_and_of_its_size() {
     assert_eq!(back.spec.revert, Some(Revert { to: snapshot.meta.id, since: volume.meta.generation.next() }));
     assert!(world.write(|draft| remove_snapshot(draft, &somebody(), "s")).is_err(), "it is being copied from");
     world.make(&back);
-    let grown = world.write(|draft| resize_volume(draft, &somebody(), "v", ByteSize::mib(9))).unwrap();
+    let grown = world.write(|draft| resize_volume(draft, &somebody(), "v", ByteSize::mib(9), false)).unwrap();
     world.make(&grown);
     let refused = revert(&mut world, "v").unwrap_err().to_string();
     assert!(refused.contains("--from-snapshot s"), "{refused}");
