@@ -2,9 +2,9 @@
 //!
 //! Two handles on one file: one through the page cache, one around it. Data that is cached is read from the cache;
 //! everything else, writes above all, goes around it, which neither blocks nor pollutes. Both see the same bytes: the
-//! kernel writes back and forgets cached pages that a direct access meets. One thing it does not do: a write of part of
-//! a page through the cache while a direct write of another part is in flight can bring old bytes back. Hence the
-//! gate: direct writes pass it, writes that are not aligned shut it.
+//! kernel writes back and forgets cached pages that a direct access meets. One thing it cannot do: a write through the
+//! cache while a direct write of the same page is in flight can bring old bytes back, and counts as an I/O error of the
+//! file, which the next flush is told of. Hence the gate: direct writes pass it, writes through the cache shut it.
 
 use super::cached::CacheView;
 use super::sync::SyncOnce;
@@ -86,7 +86,7 @@ impl RawFile {
         self.in_memory
     }
 
-    /// Passed by direct writes while they are in flight, and shut by writes of parts of blocks.
+    /// Passed by direct writes while they are in flight, and shut by writes through the cache.
     pub fn writes(&self) -> &Arc<WriteGate> {
         &self.writes
     }
@@ -101,6 +101,20 @@ impl RawFile {
                 }
             }
         })
+    }
+
+    /// Writes around the page cache; `false` if that cannot be done, and perhaps some of it has been. Waits while others
+    /// have to be alone.
+    pub(super) fn write_around(&self, buffer: &[u8], offset: u64) -> io::Result<bool> {
+        let in_place = buffer.as_ptr().addr().is_multiple_of(MEMORY_BLOCK);
+        let fits = |direct: &&Direct| in_place && direct.is_aligned(offset, buffer.len() as u64);
+        let Some(direct) = self.direct.as_ref().filter(fits) else { return Ok(false) };
+        let _pass = self.writes.wait_in();
+        match direct.file.write_all_at(buffer, offset) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Remembers that a write that was to be durable has failed: whatever the medium's cache held may be lost, so that

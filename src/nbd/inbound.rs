@@ -1,22 +1,23 @@
 //! A connection's incoming bytes, sorted into requests and payloads, without I/O.
 //!
 //! One receive takes whatever has arrived; small requests are then read out of one batch buffer. A write's payload is
-//! received straight into a buffer of its own: [`Inbound::vacancy`] says where the next bytes are to be put.
+//! received straight into a buffer of its own: [`Inbound::vacancy`] says where the next bytes are to be put. Large ones
+//! come in pieces, so that no connection holds more than [`PIECE`] of payload.
 
 use super::inquiry::Inquiry;
+use super::pieces::{PIECE, Pieces};
 use super::request::{Command, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
 
 /// Room for requests that arrive together, in bytes.
 const BATCH: usize = 64 << 10;
-
-/// A payload buffer larger than this is given back when its request is done, so that idle connections cost little.
-const KEPT: usize = 1 << 20;
 
 /// What the bytes so far amount to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// The payload is empty for all commands but a write.
     Run(Request, Payload),
+    /// The payload of the next piece of a large write; the others follow before anything else comes.
+    Part(Pieces, Payload),
     /// Answer with this error; its payload, if any, has already been dropped.
     Refuse(Refusal),
     Disconnect,
@@ -44,6 +45,12 @@ enum Pending {
         payload: Payload,
         filled: usize,
     },
+    Part {
+        pieces: Pieces,
+        /// Without memory before the first byte is asked for.
+        payload: Payload,
+        filled: usize,
+    },
     Inquiry(Inquiry),
     Discard {
         refusal: Refusal,
@@ -65,13 +72,17 @@ pub struct Inbound {
 impl Inbound {
     /// Begins with bytes that arrived behind the handshake.
     pub fn new(leftover: &[u8]) -> Self {
-        let mut batch = leftover.to_vec();
-        batch.resize(BATCH.max(leftover.len()), 0);
+        // Fresh memory comes zeroed.
+        let mut batch = vec![0; BATCH.max(leftover.len())];
+        if let Some(front) = batch.get_mut(..leftover.len()) {
+            front.copy_from_slice(leftover);
+        }
         Self { batch, start: 0, end: leftover.len(), pending: Pending::Header, spare: Vec::new() }
     }
 
-    /// Goes on where another process stopped, in the midst of a refused request's payload.
-    pub fn resume(&mut self, refusal: Refusal) {
+    /// Refuses a request when the rest of its payload has gone by: one of a former process, or a write of which a piece
+    /// could not be carried out.
+    pub fn refuse(&mut self, refusal: Refusal) {
         let left = refusal.discard as usize;
         self.pending = Pending::Discard { refusal, left };
     }
@@ -79,13 +90,18 @@ impl Inbound {
     /// Where the next received bytes go; never empty after [`Self::next`] has returned `None`.
     pub fn vacancy(&mut self) -> &mut [u8] {
         match &mut self.pending {
-            Pending::Payload { payload, filled, .. } => {
+            Pending::Payload { payload, filled, .. } | Pending::Part { payload, filled, .. } => {
                 payload.memory.get_mut(*filled..payload.length).unwrap_or_default()
             }
             Pending::Header | Pending::Inquiry(_) | Pending::Discard { .. } => {
                 self.batch.copy_within(self.start..self.end, 0);
                 self.end -= self.start;
                 self.start = 0;
+                // What a former process had received may have been much longer.
+                if self.batch.len() > BATCH && self.end < BATCH {
+                    self.batch.truncate(BATCH);
+                    self.batch.shrink_to_fit();
+                }
                 self.batch.get_mut(self.end..).unwrap_or_default()
             }
         }
@@ -93,13 +109,15 @@ impl Inbound {
 
     /// Whether a request's header has come, and not all of its payload.
     pub fn awaits_payload(&self) -> bool {
-        matches!(self.pending, Pending::Payload { .. })
+        matches!(self.pending, Pending::Payload { .. } | Pending::Part { .. })
     }
 
     /// Says that so many bytes of [`Self::vacancy`] have been filled.
     pub fn received(&mut self, count: usize) {
         match &mut self.pending {
-            Pending::Payload { payload, filled, .. } => *filled = payload.length.min(*filled + count),
+            Pending::Payload { payload, filled, .. } | Pending::Part { payload, filled, .. } => {
+                *filled = payload.length.min(*filled + count);
+            }
             Pending::Header | Pending::Inquiry(_) | Pending::Discard { .. } => {
                 self.end = self.batch.len().min(self.end + count)
             }
@@ -130,6 +148,23 @@ impl Inbound {
                     self.pending = Pending::Payload { request, payload, filled };
                     return Ok(None);
                 }
+                Pending::Part { mut pieces, mut payload, mut filled } => {
+                    let Some(Command::Write { length, .. }) = pieces.next() else { continue };
+                    if payload.length == 0 {
+                        payload = self.memory_for(length as usize);
+                    }
+                    filled += self.take_into(payload.memory.get_mut(filled..payload.length).unwrap_or_default());
+                    if filled < payload.length {
+                        self.pending = Pending::Part { pieces, payload, filled };
+                        return Ok(None);
+                    }
+                    let part = Event::Part(pieces, payload);
+                    pieces.advance();
+                    if matches!(pieces.next(), Some(Command::Write { .. })) {
+                        self.pending = Pending::Part { pieces, payload: Payload::default(), filled: 0 };
+                    }
+                    return Ok(Some(part));
+                }
                 Pending::Inquiry(mut inquiry) => {
                     self.start += inquiry.take(self.batch.get(self.start..self.end).unwrap_or_default());
                     let Some(verdict) = inquiry.verdict(terms, size) else {
@@ -155,7 +190,7 @@ impl Inbound {
 
     /// Takes a payload's memory back for the next one.
     pub fn recycle(&mut self, payload: Payload) {
-        if payload.memory.len() > self.spare.len() && payload.memory.len() <= KEPT {
+        if payload.memory.len() > self.spare.len() {
             self.spare = payload.memory;
         }
     }
@@ -163,6 +198,11 @@ impl Inbound {
     fn begin(&mut self, verdict: Verdict) -> Option<Event> {
         match verdict {
             Verdict::Run(request) => match request.command {
+                Command::Write { length, .. } if length > PIECE => {
+                    self.pending =
+                        Pending::Part { pieces: Pieces::of(request), payload: Payload::default(), filled: 0 };
+                    None
+                }
                 Command::Write { length, .. } => {
                     let payload = self.memory_for(length as usize);
                     self.pending = Pending::Payload { request, payload, filled: 0 };
@@ -285,13 +325,26 @@ mod tests {
     }
 
     #[test]
-    fn a_large_payload_is_received_where_it_stays() {
+    fn a_payload_is_received_where_it_stays_and_a_large_one_in_pieces() {
         let mut inbound = Inbound::new(&[]);
         let mut header = Vec::new();
-        encode_request(0, NBD_CMD_WRITE, 1, 0, SIZE as u32, &mut header);
+        encode_request(NBD_CMD_FLAG_FUA, NBD_CMD_WRITE, 1, 4096, SIZE as u32 - 4096, &mut header);
         inbound.vacancy()[..REQUEST_LENGTH].copy_from_slice(&header);
         inbound.received(REQUEST_LENGTH);
+        let mut parts = Vec::new();
+        for length in [PIECE - 4096, PIECE, PIECE, PIECE] {
+            assert_eq!(inbound.next(&TERMS, SIZE), Ok(None));
+            assert_eq!(inbound.vacancy().len(), length as usize);
+            inbound.received(length as usize);
+            let Ok(Some(Event::Part(pieces, payload))) = inbound.next(&TERMS, SIZE) else { panic!("a part") };
+            parts.push(pieces.next());
+            inbound.recycle(payload);
+        }
+        let starts = [4096, 1 << 18, 2 << 18, 3 << 18];
+        let expected = [PIECE - 4096, PIECE, PIECE, PIECE].iter().zip(starts);
+        let expected = expected.map(|(length, offset)| Some(Command::Write { offset, length: *length, fua: false }));
+        assert_eq!(parts, expected.collect::<Vec<_>>());
         assert_eq!(inbound.next(&TERMS, SIZE), Ok(None));
-        assert_eq!(inbound.vacancy().len(), SIZE as usize);
+        assert_eq!(inbound.vacancy().len(), BATCH, "the next request");
     }
 }

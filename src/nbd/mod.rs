@@ -2,7 +2,8 @@
 //!
 //! The server's half is a core without I/O: [`Handshake`] and [`Inbound`] take bytes and tell what they mean, the
 //! functions of [`reply`] say what to send. Sockets, threads and clocks are the caller's. The client's half,
-//! [`Client`], blocks on any stream that reads and writes; [`copy`] moves whole volumes through it.
+//! [`Client`], blocks on any stream that reads and writes; [`copy`] moves whole volumes through it, [`import`] images that it can go
+//! on with.
 //!
 //! TLS is asked for with `NBD_OPT_STARTTLS` and spoken by [`Secure`], over rustls, on the thread that owns the
 //! connection; [`tls`] has the client's credentials.
@@ -14,9 +15,11 @@ mod client;
 pub mod copy;
 mod errno;
 mod handshake;
+pub mod import;
 mod inbound;
 mod inquiry;
 mod negotiate;
+mod pieces;
 mod relay;
 pub mod reply;
 mod request;
@@ -33,6 +36,7 @@ pub use handshake::{
 };
 pub use inbound::{Event, Inbound, Payload};
 pub use inquiry::Inquiry;
+pub use pieces::{PIECE, Pieces, Setback};
 pub use request::{Command, Contexts, Headers, ProtocolError, Refusal, Request, Terms, Verdict, decode_request};
 pub use secure::{Line, Secure, Wire};
 pub use stream::{Stream, write_both};

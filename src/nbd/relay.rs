@@ -12,7 +12,7 @@ impl Request {
         let flag = |wanted: bool, flag: u16| if wanted { flag } else { 0 };
         let extended = headers == Headers::Extended;
         let (kind, flags, length) = match self.command {
-            Command::Read { length, .. } => (NBD_CMD_READ, 0, length.into()),
+            Command::Read { length, whole, .. } => (NBD_CMD_READ, flag(whole, NBD_CMD_FLAG_DF), length.into()),
             Command::Write { length, fua, .. } => {
                 let flags = flag(fua, NBD_CMD_FLAG_FUA) | flag(extended, NBD_CMD_FLAG_PAYLOAD_LEN);
                 (NBD_CMD_WRITE, flags, length.into())

@@ -69,8 +69,15 @@ impl Reply {
         if self.headers == Headers::Compact {
             return self.simple(0, output);
         }
-        self.chunk(NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_DATA, length.saturating_add(8), output);
-        output.extend_from_slice(&self.offset.to_be_bytes());
+        self.data_part(self.offset, length, true, output);
+    }
+
+    /// The header of a part of a read's data, from `offset` on, where headers are not compact: exactly `length` bytes must
+    /// follow it.
+    pub(super) fn data_part(&self, offset: u64, length: u32, last: bool, output: &mut Vec<u8>) {
+        let flags = if last { NBD_REPLY_FLAG_DONE } else { 0 };
+        self.chunk(flags, NBD_REPLY_TYPE_OFFSET_DATA, length.saturating_add(8), output);
+        output.extend_from_slice(&offset.to_be_bytes());
     }
 
     /// The request failed; the reason reaches the client unless its headers are compact.

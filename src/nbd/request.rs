@@ -73,6 +73,8 @@ pub enum Command {
     Read {
         offset: u64,
         length: u32,
+        /// The client takes no more than one chunk of content.
+        whole: bool,
     },
     /// The payload follows the request.
     Write {
@@ -283,8 +285,7 @@ impl Raw {
                 Command::WriteZeroes { offset, length, may_punch, fast, fua }
             }
             NBD_CMD_BLOCK_STATUS => Command::BlockStatus { offset, length, one: has(NBD_CMD_FLAG_REQ_ONE), only: None },
-            // A read is always answered with one chunk of content, so "don't fragment" asks for nothing more.
-            _ => Command::Read { offset, length: payload },
+            _ => Command::Read { offset, length: payload, whole: has(NBD_CMD_FLAG_DF) },
         }
     }
 }

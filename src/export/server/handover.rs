@@ -112,6 +112,8 @@ impl NbdServer {
         }
         self.close();
         self.shared.dismissing.store(true, Ordering::SeqCst);
+        // Those on threads of their own do not end while they wait for limits.
+        self.shared.table.wake_all();
         let held = self.shared.hold(limit);
         if held.is_err()
             && let Err(error) = self.resume(Held::default())

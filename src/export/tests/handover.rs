@@ -6,6 +6,7 @@ mod bench;
 use super::cluster::Cluster;
 use super::*;
 use crate::io::{Fault, FileIo, Gate, Operation};
+use crate::model::{ByteSize, Limits};
 use crate::nbd::wire::*;
 use crate::nbd::{NbdErrno, tls};
 use crate::pki::Role;
@@ -384,6 +385,31 @@ fn clients_over_tls_end_and_come_again_and_plain_ones_stay() {
     bench.server.resume(held).expect("a thread");
     plain.flush().expect("a flush");
     dial(&bench).expect("a grant").flush().expect("a flush");
+}
+
+#[test]
+fn a_client_over_tls_that_waits_for_limits_does_not_keep_a_server_from_being_held() {
+    let cluster = Cluster::new();
+    let keyring = cluster.keyring(Role::Block, Uuid::new_v4());
+    let account = Account::new();
+    account.limit(Limits { bandwidth: Some(ByteSize::bytes(1)), ..Limits::NONE });
+    let mut bench = bench_on(ServerConfig { tls: Some(keyring), ..local(all_local()) }, SIZE, account.clone());
+    if bench.server.engine() != "uring" {
+        return;
+    }
+    let alice = Uuid::from_u128(1);
+    let grant = Grant { client: alice, client_name: "alice".into(), read_only: false, exclusive: false };
+    bench.table.admit("disk", grant).expect("room");
+    let keys = cluster.keyring(Role::Data, alice);
+    let config = tls::dialling(&keys).expect("a configuration");
+    let mut secure = Client::dial_with(&bench.uri("disk"), Some(config)).expect("a grant");
+    let tickets = [(); 2].map(|()| secure.submit_write(0, &[7; 4096], false).expect("a write"));
+    // The second one for more than an hour.
+    while account.waiting() == 0 {
+        std::thread::yield_now();
+    }
+    drop(bench.server.hold(LIMIT).expect("nothing is stuck"));
+    tickets.into_iter().for_each(|ticket| drop(secure.wait(ticket).expect("an answer")));
 }
 
 /// What has become of an export, and why its clients cannot go on.

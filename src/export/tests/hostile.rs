@@ -2,6 +2,7 @@
 
 use super::raw::*;
 use super::*;
+use crate::io::Operation;
 use crate::nbd::wire::*;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -120,6 +121,46 @@ fn many_who_never_read_do_not_keep_others_from_being_served() {
         client.read(round * 4096, &mut [0; 100_000]).expect("a read");
     }
     client.flush().expect("a flush");
+    drop(stuck);
+    assert_eq!(bench.table.retire("disk"), Retired::Gone);
+}
+
+#[test]
+fn large_requests_go_on_while_others_hold_all_the_memory_there_is_on_every_reactor() {
+    const EACH: u32 = 32 << 20;
+    const LARGE: usize = 2 << 20;
+    let bench = bench_with(local(all_local()), 64 << 20);
+    let mut stuck = Vec::new();
+    for _ in 0..16 {
+        let mut reader = enter(&bench, &[]);
+        let reads: Vec<u8> = (0..64).flat_map(|cookie| request(0, NBD_CMD_READ, cookie, 0, EACH)).collect();
+        reader.write_all(&reads).expect("requests that are never waited for");
+        let mut writer = enter(&bench, &[]);
+        let half = [&request(0, NBD_CMD_WRITE, 1, EACH.into(), EACH)[..], &[1; 100_000]].concat();
+        writer.write_all(&half).expect("half a request");
+        stuck.extend([reader, writer]);
+    }
+    let reads = || bench.io.performed().iter().filter(|done| done.operation == Operation::Read).count();
+    while reads() < 16 {
+        std::thread::yield_now();
+    }
+    // Connections are spread evenly: one for each reactor at least.
+    let clients = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for number in 0..clients as u64 {
+            let mut client = bench.client();
+            scope.spawn(move || {
+                let place = (number % 8) * (LARGE as u64 + 512);
+                for round in 0..6u8 {
+                    let data: Vec<u8> = (0..LARGE).map(|at| (at / 7) as u8 ^ round ^ number as u8).collect();
+                    client.write(place, &data, round == 3).expect("a write");
+                    let mut seen = vec![0; LARGE];
+                    client.read(place, &mut seen).expect("a read");
+                    assert!(number >= 8 || seen == data, "client {number}, round {round}");
+                }
+            });
+        }
+    });
     drop(stuck);
     assert_eq!(bench.table.retire("disk"), Retired::Gone);
 }

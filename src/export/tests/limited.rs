@@ -59,8 +59,9 @@ fn no_more_is_begun_than_the_limit_allows_at_the_time() {
     let mut client = it.bench.client();
     let tickets = submit(&mut client, 8, 0);
     for allowed in 2..8 {
-        it.until_waiting(1);
+        // The one that waits now is another one than before the step.
         until(|| it.begun() == allowed);
+        it.until_waiting(1);
         it.step();
     }
     wait_all(&mut client, tickets);

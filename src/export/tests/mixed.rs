@@ -2,6 +2,7 @@
 
 use super::cluster::Cluster;
 use super::*;
+use crate::io::FileIo;
 use crate::nbd::tls;
 use crate::pki::Role;
 use std::time::Duration;
@@ -57,4 +58,31 @@ fn a_shutdown_ends_idle_clients_of_both_kinds_at_once() {
     bench.server.shutdown();
     assert_eq!((bench.server.connections(), bench.table.users("disk")), (0, Some(0)));
     assert!(clients.iter_mut().all(|client| client.flush().is_err()));
+}
+
+/// To the kernel, a page that is dirty when a direct write of it ends is an I/O error of the file. Taken for a failure of
+/// the medium, it would be remembered for good.
+#[test]
+fn writes_through_the_cache_and_around_it_to_the_same_pages_at_once_are_no_failure_of_the_medium() {
+    let (bench, dial) = bench_for_all();
+    bench.table.retire("disk");
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(SIZE).expect("a sparse file");
+    bench.table.publish(served("disk", Arc::new(FileIo::new(file).expect("a regular file")))).expect("a free name");
+    let mut clients = [dial(&bench), bench.client(), bench.client()];
+    std::thread::scope(|scope| {
+        for client in &mut clients {
+            scope.spawn(move || {
+                for round in 0..100u8 {
+                    let begin = |page: u64| client.submit_write(page % 4 * 4096, &[round; 8192], false);
+                    let tickets: Vec<_> = (0..16).map(begin).collect();
+                    tickets
+                        .into_iter()
+                        .for_each(|ticket| drop(client.wait(ticket.expect("a write")).expect("a write")));
+                }
+                client.flush().expect("nothing has failed");
+            });
+        }
+    });
+    clients.iter_mut().for_each(|client| client.flush().expect("nothing has failed"));
 }

@@ -2,7 +2,7 @@
 
 use crate::io::BlockIo;
 use crate::nbd::reply::{Reply, Run};
-use crate::nbd::{Command, Contexts, NbdErrno};
+use crate::nbd::{Command, Contexts, NbdErrno, Refusal};
 use nix::errno::Errno;
 use std::io;
 
@@ -69,6 +69,11 @@ pub(super) fn answer(
         }
         Err(error) => reply.error(errno(command, &error), &error.to_string(), output),
     }
+}
+
+/// The answer to a request that could not be carried out, once so many bytes of its payload have gone by.
+pub(super) fn refusal(reply: Reply, command: Command, error: &io::Error, discard: u32) -> Refusal {
+    Refusal { reply, errno: errno(command, error), reason: error.to_string().into(), discard }
 }
 
 /// `NBD_ENOTSUP` is kept for zeroing that was to be fast and is not.

@@ -1,7 +1,6 @@
 //! Replies on their way out: gathered while more requests are at hand, so that one send takes many.
 
 use crate::io::BlockIo;
-use crate::nbd::reply::Reply;
 use crate::nbd::write_both;
 use std::io::{self, Write};
 
@@ -10,9 +9,6 @@ const INLINE: u32 = 64 << 10;
 
 /// Gathered replies are sent at the latest when there are so many bytes of them.
 const LARGE: usize = 256 << 10;
-
-/// A buffer for reads larger than this is given back after use, in bytes.
-const KEPT: usize = 1 << 20;
 
 #[derive(Default)]
 pub(super) struct Outbound {
@@ -26,21 +22,20 @@ impl Outbound {
         &mut self.gathered
     }
 
-    /// Reads from the medium into a reply. The outer error is the stream's, the inner one the medium's; with the
-    /// latter nothing has been added.
+    /// Reads from the medium into a reply, whose header is laid out by `announce`. The outer error is the stream's, the
+    /// inner one the medium's; with the latter nothing has been added.
     pub(super) fn read<W: Write>(
         &mut self,
         stream: &mut W,
         io: &dyn BlockIo,
-        reply: Reply,
-        offset: u64,
-        length: u32,
+        (offset, length): (u64, u32),
+        announce: impl FnOnce(&mut Vec<u8>),
     ) -> io::Result<io::Result<()>> {
         if length > INLINE {
-            return self.read_bulk(stream, io, reply, offset, length);
+            return self.read_bulk(stream, io, (offset, length), announce);
         }
         let before = self.gathered.len();
-        reply.data(length, &mut self.gathered);
+        announce(&mut self.gathered);
         let start = self.gathered.len();
         self.gathered.resize(start + length as usize, 0);
         let outcome = io.read(self.gathered.get_mut(start..).unwrap_or_default(), offset);
@@ -54,26 +49,22 @@ impl Outbound {
         &mut self,
         stream: &mut W,
         io: &dyn BlockIo,
-        reply: Reply,
-        offset: u64,
-        length: u32,
+        (offset, length): (u64, u32),
+        announce: impl FnOnce(&mut Vec<u8>),
     ) -> io::Result<io::Result<()>> {
-        let length_here = length as usize;
-        if self.bulk.len() < length_here {
+        let length = length as usize;
+        if self.bulk.len() < length {
             // Fresh memory comes zeroed from the system; growing would clear and copy.
             self.bulk = Vec::new();
-            self.bulk = vec![0; length_here];
+            self.bulk = vec![0; length];
         }
-        let data = self.bulk.get_mut(..length_here).unwrap_or_default();
+        let data = self.bulk.get_mut(..length).unwrap_or_default();
         if let Err(error) = io.read(data, offset) {
             return Ok(Err(error));
         }
-        reply.data(length, &mut self.gathered);
+        announce(&mut self.gathered);
         write_both(stream, &self.gathered, data)?;
         self.gathered.clear();
-        if self.bulk.len() > KEPT {
-            self.bulk = Vec::new();
-        }
         Ok(Ok(()))
     }
 

@@ -21,6 +21,11 @@ pub(super) struct Request {
 }
 
 impl Request {
+    /// A part of it.
+    pub(super) fn with(self, command: Command) -> Self {
+        Self { command, ..self }
+    }
+
     /// As it was read.
     pub(super) fn on_the_wire(&self) -> crate::nbd::Request {
         crate::nbd::Request { reply: self.reply, command: self.command }

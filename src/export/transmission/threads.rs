@@ -1,11 +1,13 @@
-//! The engine of plain threads: one per connection, on any stream of bytes, carrying out requests in order.
+//! The engine of plain threads: one per connection, on any stream of bytes, carrying out requests in order, large ones
+//! in pieces. So a connection takes about a megabyte of memory here at most, whatever its client asks for and does not
+//! take, and all of them together as much times the greatest number of connections.
 
 use super::Session;
 use super::desk::{self, Outcome};
 use super::outbound::Outbound;
 use super::tally::{Request, Tally};
 use crate::io::BlockIo;
-use crate::nbd::{Command, Event, Inbound, NbdErrno, ProtocolError};
+use crate::nbd::{Command, Event, Inbound, NbdErrno, PIECE, Pieces, ProtocolError, Refusal, Setback};
 use nix::errno::Errno;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,10 +35,11 @@ pub(in crate::export) fn serve<S: Read + Write>(
     }
     let mut inbound = Inbound::new(&session.leftover);
     if let Some(refusal) = &session.owed.refusal {
-        inbound.resume(refusal.clone());
+        inbound.refuse(refusal.clone());
     }
     let tally = Tally::new(session.export.account(), None);
-    let mut counter = Counter { session, closing, io: io.as_ref(), tally, out: Outbound::default(), told: false };
+    let out = Outbound::default();
+    let mut counter = Counter { session, closing, io: io.as_ref(), tally, out, told: false, large: None };
     // Of what was received last, and of the header of a write whose payload is coming.
     let (mut received, mut announced) = (Instant::now(), None);
     loop {
@@ -49,8 +52,18 @@ pub(in crate::export) fn serve<S: Read + Write>(
             match event {
                 Event::Disconnect => return Ok(counter.out.send(stream)?),
                 Event::Refuse(refused) => {
-                    counter.tally.refuse();
+                    // What was begun has been counted.
+                    if counter.large.take().is_none() {
+                        counter.tally.refuse();
+                    }
                     refused.reply.error(refused.errno, &refused.reason, counter.out.headers());
+                }
+                Event::Part(pieces, payload) => {
+                    let begun = announced.take().unwrap_or(received);
+                    if let Some(refusal) = counter.carry_out_part(stream, pieces, begun, payload.bytes())? {
+                        inbound.refuse(refusal);
+                    }
+                    inbound.recycle(payload);
                 }
                 Event::Run(request, payload) => {
                     let begun = announced.take().unwrap_or(received);
@@ -97,6 +110,8 @@ struct Counter<'a> {
     tally: Tally,
     out: Outbound,
     told: bool,
+    /// A large write of which some pieces have come.
+    large: Option<Request>,
 }
 
 impl Counter<'_> {
@@ -106,7 +121,7 @@ impl Counter<'_> {
         let outcome = match command {
             // Cut off while it waited.
             _ if self.session.export.io().is_none() => Err(Errno::ESHUTDOWN.into()),
-            Command::Read { offset, length } => match self.out.read(stream, self.io, reply, offset, length)? {
+            Command::Read { .. } => match self.read(stream, request)? {
                 Ok(()) => {
                     self.end(request, false);
                     return Ok(());
@@ -121,6 +136,71 @@ impl Counter<'_> {
         self.end(request, outcome.is_err());
         desk::answer(reply, self.session.terms.contexts, command, outcome, self.out.headers());
         Ok(())
+    }
+
+    /// The outer error ends the connection, the inner one is for its client.
+    fn read<W: Write>(&mut self, stream: &mut W, request: Request) -> io::Result<io::Result<()>> {
+        let mut pieces = Pieces::of(request.on_the_wire());
+        if let Command::Read { offset, length: length @ ..=PIECE, .. } = request.command {
+            let announce = |output: &mut Vec<u8>| request.reply.data(length, output);
+            return self.out.read(stream, self.io, (offset, length), announce);
+        }
+        while let Some(Command::Read { offset, length, .. }) = pieces.next() {
+            // Cut off while the client took the piece before.
+            if self.session.export.io().is_none() {
+                return Err(Errno::ESHUTDOWN.into());
+            }
+            match self.out.read(stream, self.io, (offset, length), |output| pieces.header(output))? {
+                Ok(()) => pieces.advance(),
+                Err(error) if pieces.setback() == Setback::HangUp => {
+                    desk::report(&mut self.told, &self.session.name, request.command, &error);
+                    self.end(request, true);
+                    return Err(error);
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Carries out a piece of a large write, and answers that with the last one. If it cannot be carried out, the whole is
+    /// refused as is returned.
+    fn carry_out_part<W: Write>(
+        &mut self,
+        stream: &mut W,
+        mut pieces: Pieces,
+        begun: Instant,
+        payload: &[u8],
+    ) -> io::Result<Option<Refusal>> {
+        let Setback::Tell { after } = pieces.setback() else { return Ok(None) };
+        let whole = pieces.request();
+        let request = match self.large {
+            Some(request) => request,
+            None if self.closing.load(Ordering::SeqCst) => {
+                let reason = "the server is shutting down".into();
+                return Ok(Some(Refusal { reply: whole.reply, errno: NbdErrno::Shutdown, reason, discard: after }));
+            }
+            None => {
+                let request = self.tally.begin_at(whole, begun);
+                self.wait_for_limits(stream, whole.command)?;
+                *self.large.insert(request)
+            }
+        };
+        while let Some(command) = pieces.next() {
+            if let Err(error) = self.change(command, payload) {
+                desk::report(&mut self.told, &self.session.name, command, &error);
+                self.end(request, true);
+                return Ok(Some(desk::refusal(whole.reply, command, &error, after)));
+            }
+            pieces.advance();
+            if matches!(pieces.next(), Some(Command::Write { .. })) {
+                return Ok(None);
+            }
+        }
+        self.large = None;
+        self.end(request, false);
+        whole.reply.success(self.out.headers());
+        Ok(None)
     }
 
     fn end(&mut self, request: Request, failed: bool) {

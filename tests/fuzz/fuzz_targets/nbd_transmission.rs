@@ -11,7 +11,7 @@ const SIZE: u64 = 1 << 20;
 fn check(command: Command, payload: &[u8], terms: &Terms) {
     let (offset, length, writes) = match command {
         Command::Flush => return,
-        Command::Read { offset, length } => (offset, length.into(), false),
+        Command::Read { offset, length, .. } => (offset, length.into(), false),
         Command::Cache { offset, length } => (offset, length, false),
         Command::BlockStatus { offset, length, only, .. } => {
             let asked = only.unwrap_or(terms.contexts);
@@ -30,7 +30,8 @@ fn check(command: Command, payload: &[u8], terms: &Terms) {
     assert!(!(writes && terms.read_only));
 }
 
-fn events(mut input: &[u8], piece: usize, terms: &Terms) -> Vec<String> {
+/// Each with its payload.
+fn events(mut input: &[u8], piece: usize, terms: &Terms) -> Vec<(String, Vec<u8>)> {
     let mut inbound = Inbound::new(&[]);
     let mut seen = Vec::new();
     loop {
@@ -39,12 +40,17 @@ fn events(mut input: &[u8], piece: usize, terms: &Terms) -> Vec<String> {
                 Ok(None) => break,
                 Ok(Some(Event::Run(request, payload))) => {
                     check(request.command, payload.bytes(), terms);
-                    seen.push(format!("{request:?} {:?}", payload.bytes()));
+                    seen.push((format!("{request:?}"), payload.bytes().to_vec()));
                     inbound.recycle(payload);
                 }
-                Ok(Some(event)) => seen.push(format!("{event:?}")),
+                Ok(Some(Event::Part(pieces, payload))) => {
+                    check(pieces.next().expect("a piece"), payload.bytes(), terms);
+                    seen.push((format!("{pieces:?}"), payload.bytes().to_vec()));
+                    inbound.recycle(payload);
+                }
+                Ok(Some(event)) => seen.push((format!("{event:?}"), Vec::new())),
                 Err(error) => {
-                    seen.push(error.to_string());
+                    seen.push((error.to_string(), Vec::new()));
                     return seen;
                 }
             }

@@ -8,6 +8,7 @@
 use super::super::{Owed, Session};
 use super::memory::Buffer;
 use super::message::{Message, Parcel};
+use super::pieces::Course;
 use super::uring::Handle;
 use crate::export::transmission::tally::{Request, Tally};
 use crate::nbd::{Command, Inquiry, ProtocolError, Refusal, Verdict, decode_request};
@@ -110,6 +111,8 @@ pub(super) struct Client {
     pub(super) inquiry: Option<Inquiry>,
     /// A request that waits to be begun, with a write's payload if that has come.
     pub(super) waiting: Option<(Request, Option<Buffer>, Waits)>,
+    /// A large request that is being carried out in pieces; nothing else is begun meanwhile.
+    pub(super) course: Option<Course>,
     pub(super) in_flight: usize,
     /// Bytes of data that those in flight read and write.
     bytes: usize,
@@ -152,6 +155,7 @@ impl Client {
             discard: refusal,
             inquiry: None,
             waiting: None,
+            course: None,
             in_flight: 0,
             bytes: 0,
             queued: false,
@@ -304,6 +308,7 @@ impl Client {
 
     /// Answers now, or when the payload has gone by.
     pub(super) fn refuse(&mut self, refusal: Refusal) -> Next {
+        self.tally.refuse();
         if refusal.discard == 0 {
             return Next::Refuse(refusal);
         }
@@ -326,7 +331,8 @@ impl Client {
     /// Whether every request that has come has been answered, and the answers have been sent.
     pub(super) fn is_settled(&self) -> bool {
         let owed = self.outgoing.as_ref().is_some_and(|message| !message.is_empty());
-        self.in_flight == 0 && !self.sending && !owed && self.waiting.is_none()
+        let midway = self.course.is_some() && self.incoming.is_none();
+        self.in_flight == 0 && !self.sending && !owed && self.waiting.is_none() && !midway
     }
 }
 

@@ -26,7 +26,7 @@ impl Reactor {
     pub(super) fn serve(&mut self, id: ClientId, client: &mut Client) -> io::Result<()> {
         let mut turns = BATCH;
         client.tally.tick(self.now);
-        while !client.leaving && client.has_room(self.is_crowded()) {
+        while !client.leaving && !client.broken && !self.stops(client) && client.has_room(self.is_crowded()) {
             if turns == 0 {
                 self.ready.push_back(id);
                 break;
@@ -36,6 +36,11 @@ impl Reactor {
                 if !self.resume(id, client)? {
                     break;
                 }
+            } else if client.course.is_some() && client.incoming.is_none() {
+                if client.is_occupied() {
+                    break;
+                }
+                self.next_piece(id, client)?;
             } else if client.has_input() || client.is_pending() {
                 self.step(id, client)?;
             } else {
@@ -44,8 +49,10 @@ impl Reactor {
         }
         client.tally.settle();
         self.settle_input(client, turns == 0);
-        self.send(id, client);
-        self.receive(id, client);
+        if !self.stops(client) {
+            self.send(id, client);
+            self.receive(id, client);
+        }
         Ok(())
     }
 
@@ -105,7 +112,6 @@ impl Reactor {
                 Ok(())
             }
             Next::Refuse(refusal) => {
-                client.tally.refuse();
                 let message = self.outgoing(client);
                 refusal.reply.error(refusal.errno, &refusal.reason, &mut message.bytes);
                 Ok(())
@@ -117,7 +123,8 @@ impl Reactor {
 
     fn receive(&mut self, id: ClientId, client: &mut Client) {
         let wanted = !client.leaving && client.receiving == Receiving::Nothing && !client.has_input();
-        if !wanted || client.waiting.is_some() || !client.has_room(self.is_crowded()) {
+        let takes_pieces = client.course.is_some() && client.incoming.is_none();
+        if !wanted || takes_pieces || client.waiting.is_some() || !client.has_room(self.is_crowded()) {
             return self.watch(id, client);
         }
         if let Some(incoming) = &mut client.incoming
@@ -164,7 +171,9 @@ impl Reactor {
             Err(_) | Ok(0) => {
                 client.leaving = true;
                 // Requests in flight are still answered: the client may have closed one direction only.
-                client.incoming = None;
+                if client.incoming.take().is_some() {
+                    client.course = None;
+                }
                 provided.into_iter().for_each(|number| self.ring.recycle(number));
                 return;
             }
@@ -228,7 +237,7 @@ impl Reactor {
     pub(super) fn sent(&mut self, client: &mut Client, result: io::Result<usize>, held: Held) {
         client.sending = false;
         let Held::Message(mut message) = held else { return };
-        let kept = self.keep_unsent(client, &message, &result);
+        let kept = client.keep_unsent(&message, &result);
         client.broken |= !kept && !matches!(result, Ok(count) if count == message.len());
         message.clear();
         self.keep(message);

@@ -14,6 +14,7 @@ mod conversation;
 mod memory;
 mod message;
 mod parting;
+mod pieces;
 mod quota;
 mod reactor;
 mod requests;

@@ -22,7 +22,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) struct Alarms(BinaryHeap<Reverse<(Instant, usize, u64)>>);
 
 impl Alarms {
-    fn set(&mut self, when: Instant, id: ClientId) {
+    pub(super) fn set(&mut self, when: Instant, id: ClientId) {
         self.0.push(Reverse((when, id.place, id.round)));
     }
 

@@ -15,6 +15,7 @@ use crate::export::table::Attached;
 use crate::export::transmission::tally::{Request, Tally};
 use crate::export::transmission::{Parting, Session};
 use crate::io::Pass;
+use crate::nbd::PIECE;
 use std::collections::VecDeque;
 use std::io;
 use std::net::Shutdown;
@@ -23,12 +24,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Memory for data that does not fit into the ring's own region, in bytes: all connections of a reactor together. A
-/// single request may go beyond it if it is the only one, and so may one modest request of each connection.
+/// Memory for data that does not fit into the ring's own region, in bytes: all connections of a reactor together. One
+/// modest request of each connection, or one piece of a larger one, may go beyond it.
 const HEAP: usize = 64 << 20;
 
-/// A modest request, in bytes. Larger ones wait as long as others hold all the memory there is.
-const MODEST: usize = 256 << 10;
+/// A modest request, in bytes. Larger ones are carried out in pieces as long as others hold all the memory there is.
+pub(super) const MODEST: usize = PIECE as usize;
 
 /// Replies on their way out, in bytes, from which on a connection must have sent what it owes before it goes on.
 const UNSENT: usize = 32 << 20;
@@ -72,7 +73,7 @@ pub(super) struct Reactor {
     /// Connections that can go on.
     pub(super) ready: VecDeque<ClientId>,
     /// Connections that wait for memory.
-    starved: Vec<ClientId>,
+    pub(super) starved: Vec<ClientId>,
     pub(super) spare: Vec<Parcel>,
     /// What they take.
     pub(super) spare_bytes: usize,
@@ -81,8 +82,8 @@ pub(super) struct Reactor {
     pub(super) unsent: usize,
     draining: bool,
     ending: bool,
-    /// While connections are being handed over: who takes them.
-    pub(super) parting: Option<Parting>,
+    /// While connections are being handed over: who takes them, and until when those are waited for that cannot be yet.
+    pub(super) parting: Option<(Parting, Instant)>,
     /// Of the last turn of the ring.
     pub(super) now: Instant,
     pub(super) alarms: Alarms,
@@ -293,7 +294,14 @@ impl Reactor {
     fn go_on(&mut self, id: ClientId, client: &mut Client) -> bool {
         // A retired export, or a fenced guest, takes no further step, even for requests that are already here.
         client.broken |= client.session.export.io().is_none();
-        if self.parting.is_some() && !client.broken {
+        if !client.broken && self.is_out_of_patience(client) {
+            tracing::warn!(
+                export = client.session.name,
+                "an NBD client has to connect again: its request takes too long"
+            );
+            client.broken = true;
+        }
+        if self.stops(client) && !client.broken {
             return !client.is_still();
         }
         if !client.broken
@@ -306,6 +314,9 @@ impl Reactor {
             client.outgoing = None;
             client.incoming = None;
             client.waiting = None;
+        } else if self.stops(client) {
+            self.halt(client);
+            return !client.is_still();
         }
         let over = client.broken || (client.leaving || self.ending) && client.is_settled();
         if !over {
@@ -339,19 +350,14 @@ impl Reactor {
     }
 
     /// Memory for data; `None` if others have to let go of some first.
-    pub(super) fn buffer(&mut self, id: ClientId, client: &Client, length: usize) -> Option<Buffer> {
+    pub(super) fn buffer(&self, client: &Client, length: usize) -> Option<Buffer> {
         if let Some(buffer) = self.ring.fixed_buffer(length) {
             return Some(buffer);
         }
-        // Those who take no replies may hold all there is. A modest request of a connection that holds nothing goes on
-        // even so, and a large one if it is the only one.
-        let held = self.heap.used();
-        let alone = if length > MODEST { held == 0 } else { !client.holds_data() };
-        if !alone && held.saturating_add(length) > HEAP {
-            self.starved.push(id);
-            return None;
-        }
-        Some(self.heap.take(length))
+        // Those who take no replies may hold all there is: a connection that holds nothing goes on even so.
+        let modest = length <= MODEST && !client.holds_data();
+        let fits = self.heap.used().saturating_add(length) <= HEAP;
+        (modest || fits).then(|| self.heap.take(length))
     }
 
     /// Drops every connection, whatever is in flight for it.

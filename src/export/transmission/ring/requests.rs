@@ -47,12 +47,8 @@ impl Reactor {
             }
         };
         if needs > 0 && payload.is_none() {
-            match self.buffer(id, client, needs) {
-                Some(buffer) => {
-                    client.incoming = Some(Incoming { request, buffer: Some(buffer), length: needs, filled: 0 });
-                }
-                None => client.waiting = Some((request, None, Waits::Room)),
-            }
+            let Some(buffer) = self.buffer(client, needs) else { return self.make_do(id, client, request, needs) };
+            client.incoming = Some(Incoming { request, buffer: Some(buffer), length: needs, filled: 0 });
             return Ok(());
         }
         let pass = match self.pass(id, client, request.command) {
@@ -63,7 +59,7 @@ impl Reactor {
             }
         };
         match request.command {
-            Command::Read { offset, length } => self.read(id, client, request, offset, length as usize),
+            Command::Read { offset, length, .. } => self.read(id, client, request, offset, length as usize),
             Command::Write { offset, length, fua } => {
                 let Some(buffer) = payload else { return Ok(()) };
                 self.write(id, client, request, buffer, (offset, length as usize, fua), pass)
@@ -142,9 +138,8 @@ impl Reactor {
         let block = direct.map_or(1, |(_, block)| block);
         let start = offset - offset % block;
         let whole = (offset + length as u64).next_multiple_of(block) - start;
-        let Some(mut buffer) = self.buffer(id, client, whole as usize) else {
-            client.waiting = Some((request, None, Waits::Room));
-            return Ok(());
+        let Some(mut buffer) = self.buffer(client, whole as usize) else {
+            return self.make_do(id, client, request, whole as usize);
         };
         if cached && length > SMALL {
             let target = buffer.get_mut(..length).unwrap_or_default();
@@ -173,7 +168,7 @@ impl Reactor {
     ) -> bool {
         let mut bytes = std::mem::take(&mut self.outgoing(client).bytes);
         let before = bytes.len();
-        request.reply.data(length as u32, &mut bytes);
+        client.announce(request, length, &mut bytes);
         let start = bytes.len();
         bytes.resize(start + length, 0);
         let outcome = read_now(client, io, bytes.get_mut(start..).unwrap_or_default(), offset);
@@ -187,7 +182,7 @@ impl Reactor {
                 true
             }
             Some(Ok(())) => {
-                client.tally.end(request, false);
+                client.has_read(request);
                 true
             }
             None => false,
@@ -314,13 +309,18 @@ impl Reactor {
         if let Err(error) = outcome {
             return self.answer(client, request, Err(error));
         }
-        client.tally.end(request, false);
+        let mut bytes = std::mem::take(&mut self.outgoing(client).bytes);
+        client.announce(request, range.len(), &mut bytes);
         let message = self.outgoing(client);
-        request.reply.data(range.len() as u32, &mut message.bytes);
+        message.bytes = bytes;
         message.attach(buffer, range);
+        client.has_read(request);
     }
 
     pub(super) fn answer(&mut self, client: &mut Client, request: Request, outcome: io::Result<Outcome>) {
+        if client.course.is_some() {
+            return self.piece_ended(client, request.command, outcome);
+        }
         if let Err(error) = &outcome {
             desk::report(&mut client.told, &client.session.name, request.command, error);
         }
@@ -331,9 +331,10 @@ impl Reactor {
     }
 }
 
-/// Whether the kernel would not do it this way, and nothing has been done.
+/// Whether the kernel would not do it this way, or not now: that is nothing that the medium has said.
 fn is_misfit(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EINVAL)
+    let misfits = [libc::EINVAL, libc::EINTR, libc::EAGAIN, libc::EBUSY, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|number| misfits.contains(&number))
 }
 
 /// Remembers a direct write that was to be durable and failed: others flush this medium too, whether or not the one who

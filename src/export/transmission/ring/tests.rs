@@ -2,6 +2,7 @@
 
 use super::client::{Client, Way};
 use super::reactor::Reactor;
+use super::requests::remember_failure;
 use super::uring::Handle;
 use super::*;
 use crate::export::account::Account;
@@ -9,9 +10,10 @@ use crate::export::grants::Guest;
 use crate::export::table::{ExportTable, ServedExport};
 use crate::export::transmission::tally::Tally;
 use crate::export::transmission::{Owed, Presence};
-use crate::io::{BlockIo, Extent, RawFile};
+use crate::io::{BlockIo, Extent, FileIo, MemoryIo, RawFile};
 use crate::nbd::wire::*;
 use crate::nbd::{Command, Contexts, Headers, Stream, Terms};
+use nix::errno::Errno;
 use nix::unistd::pipe;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -61,24 +63,32 @@ impl BlockIo for Stalled {
 }
 
 /// A reactor of this thread with one connection to an export called "disk"; `None` where there is no io_uring.
-struct Scene {
-    reactor: Reactor,
-    table: Arc<ExportTable>,
-    client: UnixStream,
+pub(super) struct Scene {
+    pub(super) reactor: Reactor,
+    pub(super) table: Arc<ExportTable>,
+    pub(super) account: Arc<Account>,
+    pub(super) client: UnixStream,
 }
 
 /// A connection to the export, as the engine is handed one, and its client's end.
-fn session(table: &ExportTable) -> (Session, UnixStream) {
+fn session(table: &ExportTable, headers: Headers) -> (Session, UnixStream) {
     let (ours, client) = UnixStream::pair().expect("a pair of sockets");
     let export = Arc::new(table.attach("disk", Guest::Local, None).expect("an export"));
-    let (headers, contexts) = (Headers::Compact, Contexts::default());
-    let terms = Terms { read_only: false, headers, contexts, minimum_block: 1 };
+    let terms = Terms { read_only: false, headers, contexts: Contexts::default(), minimum_block: 1 };
     let presence = Presence::new(Arc::new(Stream::Unix(ours)), Box::new(()));
     (Session { export, name: "disk".into(), terms, leftover: Vec::new(), owed: Owed::default(), presence }, client)
 }
 
 impl Scene {
     fn set(direct: File) -> Option<Self> {
+        Self::on(Arc::new(Stalled(RawFile::around(tempfile::tempfile().expect("an empty file"), direct))))
+    }
+
+    pub(super) fn on(io: Arc<dyn BlockIo>) -> Option<Self> {
+        Self::with(io, Headers::Compact)
+    }
+
+    pub(super) fn with(io: Arc<dyn BlockIo>, headers: Headers) -> Option<Self> {
         let mailbox = Arc::new(Mailbox::new().expect("a mailbox"));
         let mut reactor = match Reactor::new(mailbox, Arc::default(), Arc::default()) {
             Ok(reactor) => reactor,
@@ -88,26 +98,29 @@ impl Scene {
             }
         };
         let table = ExportTable::new();
-        let io = Arc::new(Stalled(RawFile::around(tempfile::tempfile().expect("an empty file"), direct)));
         let (name, id, account) = ("disk".to_owned(), uuid::Uuid::nil(), Account::new());
-        let served = ServedExport { name, id, description: String::new(), io, read_only: false, account };
+        let counted = Arc::clone(&account);
+        let served = ServedExport { name, id, description: String::new(), io, read_only: false, account: counted };
         table.publish(served).expect("a free name");
-        let (session, client) = session(&table);
+        let (session, client) = session(&table, headers);
         reactor.admit(session);
-        Some(Self { reactor, table, client })
+        Some(Self { reactor, table, account, client })
     }
 
     fn request(&mut self, kind: u16, payload: &[u8]) {
-        let header =
-            [&NBD_REQUEST_MAGIC.to_be_bytes()[..], &[0, 0], &kind.to_be_bytes(), &[0; 16], &LENGTH.to_be_bytes()];
-        self.client.write_all(&[&header.concat(), payload].concat()).expect("a request");
+        self.client.write_all(&[&request(0, kind, 0, 0, LENGTH)[..], payload].concat()).expect("a request");
+    }
+
+    /// Turns until something is true of the reactor.
+    pub(super) fn run_until(&mut self, is_true: impl Fn(&Reactor) -> bool) {
+        while !is_true(&self.reactor) {
+            self.reactor.turn(&mut Vec::new()).expect("a turn");
+        }
     }
 
     /// Turns until the medium has the request.
     fn run_until_begun(&mut self) {
-        while !self.reactor.works_on_media() {
-            self.reactor.turn(&mut Vec::new()).expect("a turn");
-        }
+        self.run_until(Reactor::works_on_media);
     }
 
     /// The connection goes with its operation in flight, which no path of the reactor lets happen. Nobody may be told
@@ -125,6 +138,18 @@ impl Scene {
             assert!(retiring.join().is_ok(), "it is told now");
         });
     }
+}
+
+pub(super) fn file() -> FileIo {
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(1 << 20).expect("a sparse file");
+    FileIo::new(file).expect("a regular file")
+}
+
+/// Without its payload.
+pub(super) fn request(flags: u16, kind: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let head = [&NBD_REQUEST_MAGIC.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes()].concat();
+    [&head[..], &cookie.to_be_bytes(), &offset.to_be_bytes(), &length.to_be_bytes()].concat()
 }
 
 #[test]
@@ -148,17 +173,52 @@ fn an_export_is_not_let_go_while_the_kernel_writes_to_it_for_a_connection_that_i
 
 #[test]
 fn memory_is_refused_when_it_is_used_up_but_one_modest_request_of_each_connection_goes_on() {
-    let Some(mut scene) = Scene::set(tempfile::tempfile().expect("a file")) else { return };
-    let (session, _socket) = session(&scene.table);
+    let Some(scene) = Scene::set(tempfile::tempfile().expect("a file")) else { return };
+    let (session, _socket) = session(&scene.table, Headers::Compact);
     let tally = Tally::new(session.export.account(), None);
     let mut client = Client::new(session, tally, 7, Handle::Plain(-1), Way::Workers);
-    let id = ClientId { place: 7, round: 7 };
-    let held: Vec<_> = std::iter::from_fn(|| scene.reactor.buffer(id, &client, 1 << 20)).collect();
+    let held: Vec<_> = std::iter::from_fn(|| scene.reactor.buffer(&client, 1 << 20)).collect();
     let bytes: usize = held.iter().map(|buffer| buffer.len()).sum();
     assert!((64 << 20..=67 << 20).contains(&bytes), "{bytes} bytes");
-    assert!(scene.reactor.buffer(id, &client, 128 << 10).is_some(), "it holds nothing");
-    client.take_off(Command::Read { offset: 0, length: LENGTH });
-    assert!(scene.reactor.buffer(id, &client, 128 << 10).is_none(), "its other one must end first");
+    assert!(scene.reactor.buffer(&client, 128 << 10).is_some(), "it holds nothing");
+    client.take_off(Command::Read { offset: 0, length: LENGTH, whole: false });
+    assert!(scene.reactor.buffer(&client, 128 << 10).is_none(), "its other one must end first");
     drop(held);
-    assert!(scene.reactor.buffer(id, &client, 1 << 20).is_some());
+    assert!(scene.reactor.buffer(&client, 1 << 20).is_some());
+}
+
+#[test]
+fn a_reply_that_was_interrupted_by_a_hand_over_that_is_called_off_is_sent_to_its_end() {
+    const LARGE: u32 = 1 << 20;
+    let medium = MemoryIo::new(LARGE.into());
+    medium.write(&[7; LARGE as usize], 0, false).expect("bytes");
+    let Some(mut scene) = Scene::on(Arc::new(medium)) else { return };
+    scene.client.write_all(&request(0, NBD_CMD_READ, 0, 0, LARGE)).expect("a request");
+    // More than the socket takes.
+    scene.run_until(|reactor| reactor.clients.iter().flatten().any(|client| client.sending));
+    scene.reactor.part(Arc::new(|_| panic!("nothing stands still yet")));
+    scene.reactor.parting = None;
+    let mut client = scene.client.try_clone().expect("a handle");
+    let reading = std::thread::spawn(move || {
+        let mut reply = vec![0; 16 + LARGE as usize];
+        let outcome = client.read_exact(&mut reply);
+        client.shutdown(std::net::Shutdown::Both).map(|()| outcome.map(|()| reply))
+    });
+    scene.run_until(|reactor| reactor.clients.iter().all(Option::is_none));
+    let reply = reading.join().expect("no panic").expect("an open socket").expect("the whole reply");
+    assert!(reply[16..].iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn a_durable_write_that_the_kernel_did_not_carry_out_this_way_loses_nothing() {
+    let Some(scene) = Scene::on(Arc::new(file())) else { return };
+    let (session, _socket) = session(&scene.table, Headers::Compact);
+    let durable = Command::Write { offset: 0, length: LENGTH, fua: true };
+    let io = session.export.io().expect("the export");
+    for errno in [Errno::EINVAL, Errno::EINTR, Errno::EAGAIN, Errno::EBUSY, Errno::ENOMEM] {
+        remember_failure(&session.export, durable, &Err(errno.into()));
+        io.flush().unwrap_or_else(|error| panic!("{errno}: {error}"));
+    }
+    remember_failure(&session.export, durable, &Err(Errno::EIO.into()));
+    assert!(io.flush().is_err());
 }
