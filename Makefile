@@ -5,6 +5,8 @@ TARGET  := $(shell uname -m)-unknown-linux-gnu
 STATIC  := RUSTFLAGS="-C target-feature=+crt-static" cargo
 FLAGS   := --locked --target $(TARGET)
 BINARY  := target/symphony
+# The conformance suite as a program of its own, for guests.
+SUITE   := target/conformance
 PROTOX  := target/tools/bin/protox
 SECONDS_EACH ?= 60
 BENCH_DATA ?=
@@ -17,7 +19,7 @@ PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdc
 # What runs guests and makes them out of packages; what is in the guests is downloaded, not installed.
 VM_PROGRAMS := qemu-system-x86_64=qemu-system-x86 python3=python3 modprobe=kmod depmod=kmod nbdkit=nbdkit
 
-.PHONY: help build demo test test-vm lint bench bench-data fuzz tools test-tools demo-tools clean
+.PHONY: help build demo test test-vm target/conformance lint bench bench-data fuzz tools test-tools demo-tools clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -39,9 +41,14 @@ test: tools test-tools ## Run every test
 	  echo cargo test --locked; cargo test --locked; \
 	fi
 
-test-vm: build ## Run what needs a kernel of its own, in emulated guests; CASES="10 40" chooses
+test-vm: build $(SUITE) ## Run what needs a kernel of its own, in emulated guests; CASES="10 40" chooses
 	@tests/tools/install $(VM_PROGRAMS)
-	tests/vm/run $(BINARY) $(CASES)
+	tests/vm/run --conformance $(SUITE) $(BINARY) $(CASES)
+
+$(SUITE): tools
+	CARGO_PROFILE_DEV_STRIP=debuginfo $(STATIC) test --no-run $(FLAGS) --test conformance \
+	  --message-format=json-render-diagnostics >$(SUITE).json
+	@cp "$$(sed -n 's/.*"executable":"\([^"]*\/conformance-[^"]*\)".*/\1/p' $(SUITE).json)" $(SUITE)
 
 lint: tools ## Check formatting and run clippy
 	cargo fmt --check

@@ -4,6 +4,7 @@
 //! instruction and repeated. A backend never decides what should exist: the reconciler tells it.
 
 pub mod file;
+pub mod lvm;
 
 use crate::io::BlockIo;
 use crate::model::{
@@ -75,6 +76,10 @@ pub enum BackendError {
     Locked { place: String },
     #[error("{place} is not the pool it was: {reason}")]
     PoolLost { place: String, reason: String },
+    #[error("{place} does not answer: {reason}")]
+    Unreachable { place: String, reason: String },
+    #[error("{program} is not there: {remedy}")]
+    Absent { program: &'static str, remedy: &'static str },
     #[error("the data of volume {volume} is missing: {path} is not there")]
     Lost { volume: VolumeId, path: String },
     #[error("volume {volume} is {actual} and cannot shrink to {wanted}")]
@@ -83,6 +88,8 @@ pub enum BackendError {
     Stale { volume: VolumeId, held: Generation, offered: Generation },
     #[error("snapshot {snapshot} is missing: {path} is not there")]
     SnapshotLost { snapshot: SnapshotId, path: String },
+    #[error("snapshot {snapshot} is lost: {reason}")]
+    SnapshotSpoilt { snapshot: SnapshotId, reason: String },
     #[error("{path} is damaged: {reason}; it was left as it is")]
     Damaged { path: String, reason: String },
     #[error("{0}")]
@@ -95,6 +102,12 @@ pub trait Backend: Send + Sync + 'static {
     /// durable when this returns. Nobody may be changing the source of a copy, or be using a volume that is put back or
     /// shrinks.
     fn ensure_volume(&self, volume: &VolumeLayout) -> Result<Ensured, BackendError>;
+
+    /// Sees to it that [`Self::ensure_volume`] can make a volume that is a copy while its source is changed again. Nobody
+    /// may be changing the source until this returns, which does not take longer for larger volumes.
+    fn begin_copy(&self, volume: &VolumeLayout) -> Result<(), BackendError> {
+        self.ensure_volume(volume).map(drop)
+    }
 
     /// Destroys the volume's data. The caller has a tombstone and has closed every handle.
     fn remove_volume(&self, id: VolumeId) -> Result<Removed, BackendError>;

@@ -73,6 +73,33 @@ pub fn holds_data(file: &File, offset: u64) -> io::Result<bool> {
     }
 }
 
+/// Where the file's next data lie, at or after `offset`: from where to where; none if only a hole is left. A file system that
+/// cannot tell holes from data has one run of data.
+pub fn next_data(file: &File, offset: u64) -> io::Result<Option<std::ops::Range<u64>>> {
+    let seek = |from: u64, whence| {
+        let from = i64::try_from(from).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        match lseek(file, from, whence) {
+            Ok(at) => Ok(Some(at.unsigned_abs())),
+            Err(nix::errno::Errno::ENXIO) => Ok(None),
+            Err(error) => Err(io::Error::from(error)),
+        }
+    };
+    let length = file.metadata()?.len();
+    match seek(offset, Whence::SeekData) {
+        Ok(None) => Ok(None),
+        Ok(Some(start)) => Ok(Some(start..seek(start, Whence::SeekHole)?.unwrap_or(length))),
+        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EINVAL as i32) => {
+            Ok((offset < length).then_some(offset..length))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A file without a name in a directory, gone when it is closed.
+pub fn nameless_file(directory: &Path) -> Result<File, FileError> {
+    tempfile_in(&Directory::open(directory)?).map_err(|error| FileError::new("make a file in", directory, error))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,5 +121,8 @@ mod tests {
         file.write_all_at(b"x", 1 << 29).unwrap();
         assert!(holds_data(&file, 0).unwrap());
         assert!(!holds_data(&file, (1 << 29) + (64 << 10)).unwrap());
+        let run = next_data(&file, 0).unwrap().unwrap();
+        assert!(run.contains(&(1 << 29)) && run.end <= (1 << 29) + (64 << 10), "{run:?}");
+        assert_eq!(next_data(&file, run.end).unwrap(), None);
     }
 }

@@ -1,21 +1,26 @@
 //! The host: the only door to the operating system. Files and directories that survive power cuts, the config
-//! directory, facts about disks, who is at the other end of a connection, and what one process leaves to the next.
+//! directory, block devices, other programs, who is at the other end of a connection, and what one process leaves to the next.
 //!
 //! Never here: what the files mean, gRPC, the store. Every call blocks for as long as the disk does, none longer.
 //!
 //! Limitations: Linux only. Durability is as good as the file system's `fsync`, and file names are UTF-8.
 
 mod aside;
+pub mod block_device;
 pub mod config_dir;
+pub mod devices;
 pub mod directory;
 pub mod disk;
 pub mod document;
+pub mod external;
 pub mod files;
 mod identity;
 mod inheritance;
 mod limits;
 pub mod lock;
+pub mod patience;
 pub mod peer;
+mod proc_state;
 mod program;
 mod sealed;
 mod supervisor;

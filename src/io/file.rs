@@ -1,9 +1,10 @@
 //! [`BlockIo`] over a regular file or a block device, through the page cache; engines may go around it.
 //!
-//! Limitations: on a block device space is given back only where the kernel can promise zeros afterwards
-//! (`FALLOC_FL_PUNCH_HOLE`); devices that discard without that promise, such as thin LVM volumes, keep their blocks.
+//! Limitations: on a block device space is given back only where zeros are certain afterwards: where the kernel promises
+//! them (`FALLOC_FL_PUNCH_HOLE`), and whole chunks of thin volumes (`BLKDISCARD`).
 
 use super::{BlockIo, Extent, RawFile, check_range, push_extent};
+use crate::host::block_device::discard;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
@@ -25,6 +26,10 @@ pub struct FileIo {
     raw: RawFile,
     size: AtomicU64,
     device: bool,
+    /// Its users see a part of it, from the beginning: the rest is slack of whoever keeps it.
+    part: bool,
+    /// Of a thin volume: discarding whole chunks of this size, in bytes, makes zeros of them.
+    chunk: Option<u64>,
     /// Held while the file grows: of two that set its length, the one that comes last could make it smaller.
     growing: Mutex<()>,
 }
@@ -42,7 +47,21 @@ impl FileIo {
         let device = kind.is_block_device();
         let size = AtomicU64::new(observe_size(&file)?);
         let raw = RawFile::probe(file)?;
-        Ok(Self { raw, size, device, growing: Mutex::default() })
+        Ok(Self { raw, size, device, part: false, chunk: None, growing: Mutex::default() })
+    }
+
+    /// As [`Self::new`], for the first `size` bytes alone; [`Self::grow`] shows more of them. `chunk` is that of a thin
+    /// volume, in bytes.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; `InvalidInput` if there are fewer bytes.
+    pub fn within(file: File, size: u64, chunk: Option<u64>) -> io::Result<Self> {
+        let whole = Self::new(file)?;
+        let length = whole.size();
+        if length < size {
+            return Err(too_short(length, size));
+        }
+        Ok(Self { size: AtomicU64::new(size), part: true, chunk: chunk.filter(|_| whole.device), ..whole })
     }
 
     /// A regular file that is treated as if it were a block device.
@@ -58,22 +77,29 @@ impl FileIo {
     /// What the system said; `InvalidInput` for a block device that is smaller, since it must be grown elsewhere.
     pub fn grow(&self, size: u64) -> io::Result<()> {
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.part {
+            let length = observe_size(self.file())?;
+            if length < size {
+                return Err(too_short(length, size));
+            }
+            self.size.fetch_max(size, Ordering::SeqCst);
+            return Ok(());
+        }
         if !self.device && observe_size(self.file())? < size {
             self.file().set_len(size)?;
             // The new size is promised to clients, so it must outlive a power cut like any write.
             self.flush()?;
         }
         let seen = self.refresh_size()?;
-        if seen < size {
-            let text = format!("the device has {seen} bytes, {size} were asked for");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        Ok(())
+        if seen < size { Err(too_short(seen, size)) } else { Ok(()) }
     }
 
     /// Looks at the size again, for media that are grown from elsewhere; answers what clients may use now, in bytes.
     /// A medium that has become smaller is not followed: reads beyond its end fail.
     pub fn refresh_size(&self) -> io::Result<u64> {
+        if self.part {
+            return Ok(self.size());
+        }
         let seen = observe_size(self.file())?;
         Ok(self.size.fetch_max(seen, Ordering::SeqCst).max(seen))
     }
@@ -82,10 +108,14 @@ impl FileIo {
         self.raw.file()
     }
 
-    /// Writes through the page cache. Whole pages may meet direct writes of others; parts of pages may not.
-    fn write_cached(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
-        let whole = offset.is_multiple_of(DEVICE_BLOCK) && (buffer.len() as u64).is_multiple_of(DEVICE_BLOCK);
-        let _alone = (self.raw.direct().is_some() && !whole).then(|| self.raw.writes().shut());
+    /// Writes around the page cache where that can be done, else through it. The latter meets no direct write of others:
+    /// not on parts of a page, since one of them could bring old bytes back, and not on whole ones, since a page that is
+    /// dirty when a direct write of it ends is an I/O error of the file to the kernel, told by the next flush.
+    fn put(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        if self.raw.write_around(buffer, offset)? {
+            return Ok(());
+        }
+        let _alone = self.raw.direct().is_some().then(|| self.raw.writes().shut());
         self.file().write_all_at(buffer, offset)
     }
 
@@ -110,10 +140,34 @@ impl FileIo {
         }
     }
 
+    /// Gives the whole chunks between two offsets back; which these are, empty if none, or nothing if the volume cannot.
+    fn discard_chunks(&self, chunk: u64, start: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
+        let first = start.div_ceil(chunk).saturating_mul(chunk).min(end);
+        let last = (end - end % chunk).max(first);
+        let done = first == last || discard(self.file(), first, last - first)?;
+        Ok(done.then_some((first, last)))
+    }
+
+    /// Makes holes of whole blocks; `Ok(false)` if the medium cannot. What a thin volume cannot give back of it, parts
+    /// of chunks, is zeroed.
+    fn punch(&self, start: u64, end: u64) -> io::Result<bool> {
+        let Some(chunk) = self.chunk else {
+            return self.try_fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, start, end - start);
+        };
+        let Some((first, last)) = self.discard_chunks(chunk, start, end)? else { return Ok(false) };
+        for (from, to) in [(start, first), (last, end)] {
+            let zeroed = from == to || self.try_fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, from, to - from)?;
+            if !zeroed {
+                self.write_zeros(from, to - from)?;
+            }
+        }
+        Ok(true)
+    }
+
     fn write_zeros(&self, mut offset: u64, mut length: u64) -> io::Result<()> {
         while length > 0 {
             let count = length.min(ZEROS.len() as u64);
-            self.write_cached(&ZEROS[..count as usize], offset)?;
+            self.put(&ZEROS[..count as usize], offset)?;
             offset += count;
             length -= count;
         }
@@ -139,7 +193,7 @@ impl FileIo {
         let (start, end) = self.whole_blocks(offset, length);
         let count = end - start;
         let zeroed = count == 0
-            || may_punch && self.try_fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, start, count)?
+            || may_punch && self.punch(start, end)?
             || self.try_fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, start, count)?;
         if zeroed {
             self.write_zeros(offset, start - offset)?;
@@ -181,7 +235,7 @@ impl BlockIo for FileIo {
 
     fn write(&self, buffer: &[u8], offset: u64, fua: bool) -> io::Result<()> {
         self.check(offset, buffer.len() as u64)?;
-        self.write_cached(buffer, offset)?;
+        self.put(buffer, offset)?;
         if fua { self.raw.sync() } else { Ok(()) }
     }
 
@@ -192,8 +246,12 @@ impl BlockIo for FileIo {
     fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check(offset, length)?;
         let (start, end) = self.whole_blocks(offset, length);
-        if start < end {
-            self.try_fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, start, end - start)?;
+        if start == end {
+            return Ok(());
+        }
+        match self.chunk {
+            Some(chunk) => drop(self.discard_chunks(chunk, start, end)?),
+            None => drop(self.try_fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, start, end - start)?),
         }
         Ok(())
     }
@@ -244,6 +302,11 @@ impl BlockIo for FileIo {
     }
 }
 
+fn too_short(length: u64, size: u64) -> io::Error {
+    let text = format!("the device has {length} bytes, {size} were asked for");
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
 fn observe_size(file: &File) -> io::Result<u64> {
     let metadata = file.metadata()?;
     if metadata.is_file() {
@@ -252,4 +315,27 @@ fn observe_size(file: &File) -> io::Result<u64> {
     // A block device's metadata has no length. Nobody uses the position that this moves.
     let mut file = file;
     file.seek(SeekFrom::End(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_file_is_all_that_its_users_see_until_it_grows() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        let io = FileIo::within(file.try_clone().unwrap(), 1024, Some(65536)).unwrap();
+        assert_eq!((io.size(), io.refresh_size().unwrap()), (1024, 1024));
+        assert!(io.write(b"x", 1024, false).is_err());
+        io.grow(4096).unwrap();
+        io.grow(512).unwrap();
+        assert_eq!(io.size(), 4096);
+        io.write(&[7; 4096], 0, false).unwrap();
+        io.trim(0, 4096).unwrap();
+        io.zero(0, 4096, true).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 8192, "the file keeps its own length");
+        assert_eq!(io.grow(8193).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert!(FileIo::within(file, 8193, None).is_err());
+    }
 }

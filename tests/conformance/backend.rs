@@ -1,9 +1,13 @@
-//! What every backend must do, whatever its driver. A driver joins by adding its fixture to [`drivers`].
+//! What every backend must do, whatever its driver. A driver joins by adding its fixture to [`DRIVERS`]. Those of LVM
+//! need a kernel with device-mapper and disks of their own: `make test-vm` has both.
 
+use crate::lvm_stage::{OnDisks, disks_are_given};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use std::rc::Rc;
 use std::sync::Arc;
 use symphony::backend::file::FilePool;
+use symphony::backend::lvm::Kind;
 use symphony::backend::{Backend, BackendError, Ensured, PoolIdentity, Removed, VolumeLayout};
 use symphony::io::BlockIo;
 use symphony::model::{ByteSize, ClusterId, Generation, PoolId, VolumeId};
@@ -15,10 +19,33 @@ pub struct Driver {
     pub open: Box<dyn Fn(bool) -> Arc<dyn Backend>>,
     /// Takes a volume's bytes away behind the backend's back.
     pub lose: Box<dyn Fn(VolumeId)>,
+    /// How many random sequences it has the time for, and of how many verbs at most.
+    pub sequences: (u32, usize),
+    /// Whether volumes may go before their snapshots.
+    pub independent: bool,
 }
 
-fn drivers() -> Vec<Driver> {
-    vec![file_at(tempfile::tempdir().unwrap())]
+/// Each makes a fresh fixture; none, with a word, where this machine lacks what it needs.
+const DRIVERS: [fn() -> Option<Driver>; 3] = [file, || lvm(Kind::Thick), || lvm(Kind::Thin)];
+
+pub fn lvm(kind: Kind) -> Option<Driver> {
+    let on = Rc::new(OnDisks::new(kind)?);
+    let kept = Rc::clone(&on);
+    Some(Driver {
+        name: if kind == Kind::Thin { "lvm-thin" } else { "lvm" },
+        open: Box::new(move |made| Arc::new(on.stage.open(made))),
+        lose: Box::new(move |id| {
+            let volume = format!("{}/{id}", kept.stage.group());
+            kept.stage.lvm(&kept.stage.settings.devices, &["lvremove", "--yes", &volume]);
+        }),
+        sequences: (2, 10),
+        independent: kind == Kind::Thin,
+    })
+}
+
+/// Where there are disks, the machine is slow and this driver was tried elsewhere.
+fn file() -> Option<Driver> {
+    (!disks_are_given()).then(|| file_at(tempfile::tempdir().unwrap()))
 }
 
 /// The `file` driver in a directory.
@@ -34,6 +61,8 @@ pub fn file_at(scratch: tempfile::TempDir) -> Driver {
         lose: Box::new(move |id| {
             std::fs::remove_file(kept.path().join(format!("pool/volumes/{id}.img"))).unwrap();
         }),
+        sequences: (24, 30),
+        independent: true,
     }
 }
 
@@ -72,7 +101,7 @@ pub fn read(io: &dyn BlockIo, offset: u64, length: usize) -> Vec<u8> {
 }
 
 fn on_every_driver(test: impl Fn(&Driver)) {
-    for driver in drivers() {
+    for driver in DRIVERS.iter().filter_map(|make| make()) {
         eprintln!("driver {}", driver.name);
         test(&driver);
     }
@@ -374,29 +403,33 @@ impl Oracle {
 
 #[test]
 fn any_sequence_of_verbs_and_restarts_does_what_a_list_of_bytes_would() {
-    let config = ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
-    let strategy = proptest::collection::vec(verb(), 1..30);
-    let run = |verbs: Vec<Verb>| {
-        on_every_driver(|driver| {
-            let mut open = Some((driver.open)(false));
-            let mut volumes = [1; 3].map(|mib| Oracle { layout: layout(mib), bytes: None });
-            for verb in &verbs {
-                match verb {
-                    Verb::Restart => {
-                        drop(open.take());
-                        open = Some((driver.open)(true));
-                    }
-                    Verb::Ensure { volume, .. } | Verb::Write { volume, .. } | Verb::Remove(volume) => {
-                        volumes[*volume].apply(&**open.as_ref().unwrap(), verb);
-                    }
-                }
+    for make in DRIVERS {
+        let Some((cases, longest)) = make().map(|driver| driver.sequences) else { continue };
+        let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+        let run = |verbs: Vec<Verb>| {
+            play(&make().expect("it was there a moment ago"), &verbs);
+            Ok(())
+        };
+        TestRunner::new(config).run(&proptest::collection::vec(verb(), 1..longest), run).unwrap();
+    }
+}
+
+fn play(driver: &Driver, verbs: &[Verb]) {
+    let mut open = Some((driver.open)(false));
+    let mut volumes = [1; 3].map(|mib| Oracle { layout: layout(mib), bytes: None });
+    for verb in verbs {
+        match verb {
+            Verb::Restart => {
+                drop(open.take());
+                open = Some((driver.open)(true));
             }
-            let pool = open.unwrap();
-            volumes.iter().for_each(|volume| volume.check(&*pool));
-            let there = volumes.iter().filter(|volume| volume.bytes.is_some()).count();
-            assert_eq!(pool.observe_volumes().unwrap().len(), there);
-        });
-        Ok(())
-    };
-    TestRunner::new(config).run(&strategy, run).unwrap();
+            Verb::Ensure { volume, .. } | Verb::Write { volume, .. } | Verb::Remove(volume) => {
+                volumes[*volume].apply(&**open.as_ref().unwrap(), verb);
+            }
+        }
+    }
+    let pool = open.unwrap();
+    volumes.iter().for_each(|volume| volume.check(&*pool));
+    let there = volumes.iter().filter(|volume| volume.bytes.is_some()).count();
+    assert_eq!(pool.observe_volumes().unwrap().len(), there);
 }

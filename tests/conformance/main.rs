@@ -2,7 +2,12 @@
 
 mod backend;
 mod file_pool;
+mod imports;
 mod kill_points;
+mod lvm_faults;
+mod lvm_pools;
+mod lvm_stage;
+mod lvm_volumes;
 mod nbd;
 mod nbd_tls;
 mod snapshots;

@@ -3,10 +3,11 @@
 A case opens with what it proves, in one line of comment, and may go on with a line of options:
 
     # A file pool on ext4 carries the kernel's own NBD client.
-    # vm: disks=1G,1G memory=1024 seconds=400 powerloss guests=3 crashes
+    # vm: disks=1G,1G memory=1024 seconds=400 powerloss guests=3 crashes conformance
 
 `disks` are fresh and empty. `seconds` is the deadline of the case alone, 240 without it. A case that `crashes` a guest,
-and one with several guests, has its machine for itself; all others with the same machine share one boot of it.
+and one with several guests, has its machine for itself; all others with the same machine share one boot of it. A case
+that runs `conformance` finds the program of that name, which is `tests/conformance`, in its guest.
 """
 
 import re
@@ -33,6 +34,7 @@ class Case:
     hardware: Hardware
     seconds: int
     crashes: bool
+    conformance: bool
 
     @property
     def alone(self):
@@ -45,7 +47,7 @@ def read(path):
         raise CaseError(f"{path.name}: its first line is a comment that says what it proves")
     words = lines[1].removeprefix("# vm:").split() if lines[1:] and lines[1].startswith("# vm:") else []
     options = dict(word.partition("=")[::2] for word in words)
-    unknown = set(options) - {"disks", "memory", "seconds", "powerloss", "guests", "crashes"}
+    unknown = set(options) - {"disks", "memory", "seconds", "powerloss", "guests", "crashes", "conformance"}
     if unknown:
         raise CaseError(f"{path.name}: no such options: {', '.join(sorted(unknown))}")
     sizes = [size for size in options.get("disks", "").split(",") if size]
@@ -56,7 +58,8 @@ def read(path):
         guests=int(options.get("guests", 1)),
     )
     seconds = int(options.get("seconds", PATIENCE))
-    return Case(path.stem, path, lines[0].removeprefix("# "), hardware, seconds, "crashes" in options)
+    proves = lines[0].removeprefix("# ")
+    return Case(path.stem, path, proves, hardware, seconds, "crashes" in options, "conformance" in options)
 
 
 def read_size(path, text):

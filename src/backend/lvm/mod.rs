@@ -1,0 +1,324 @@
+//! The drivers `lvm` and `lvm-thin`: volumes as logical volumes in a volume group of the pool's own.
+//!
+//! ```text
+//!   symphony-<pool id>                 the group; its tags say whose pool it is
+//!   symphony-<pool id>/thin-pool       of lvm-thin: the pool that all its volumes share
+//!   symphony-<pool id>/<volume id>     a volume; its tags say what it is, and whether it is whole
+//!   symphony-<pool id>/s-<snapshot id> a snapshot, likewise; of `lvm` a classic one, with room of a stated size
+//! ```
+//!
+//! The modules, from thought to deed: [`report`] and [`tags`] say what is there, [`plan`] what is to be done about it,
+//! [`command`] how LVM is told, [`runner`] and [`queue`] how that is survived. A volume's size is a whole number of
+//! sectors, a logical volume's one of extents: users see the former, and what lies behind it stays zero.
+//!
+//! LVM's executable is the only way to LVM. It sees the devices that the pool names and no other, and nothing of the
+//! host's configuration. What does not answer makes the pool [`BackendError::Unreachable`], never the service: reads go
+//! on beside a change that hangs, and no change is begun behind it.
+//!
+//! A snapshot of `lvm-thin` costs nothing until something changes, and stands on its own. One of `lvm` has room for a
+//! part of its volume's changes ([`Room`]: a fifth of the volume, at least one gibibyte, at most what the whole volume
+//! takes), and is lost when they are more: it says so, and the volume is not harmed. The volume cannot be removed before
+//! it, nor grow beside it, and copies of either are made byte by byte.
+//!
+//! Never here: what should exist, and what may be promised.
+//!
+//! Limitations: a device is known by the path that the pool names, so that path should be a stable one. Every look at
+//! one volume is a look at its whole group. The disk's own record of a group is the only one: nothing is kept below
+//! `/etc/lvm`. A call of LVM that is killed at its deadline may leave a device suspended, as any kill of LVM may.
+
+mod claim;
+pub mod command;
+mod geometry;
+mod hands;
+mod plan;
+mod queue;
+pub mod report;
+mod runner;
+mod snapshot;
+mod steps;
+pub mod tags;
+mod volume;
+
+pub use geometry::Room;
+pub use hands::Ground;
+pub use plan::pool::group_name;
+pub use runner::{Executable, Lvm, LvmError};
+pub use tags::Kind;
+
+use super::{Backend, BackendError, Ensured, PoolIdentity, Removed, SnapshotLayout, VolumeLayout};
+use crate::host::lock::Lock;
+use crate::io::{BlockIo, FileIo};
+use crate::model::{
+    ByteSize, InventorySnapshot, InventoryVolume, PoolCapacity, PoolMetadata, SnapshotId, Source, TakenSnapshot,
+    Timestamp, VolumeId,
+};
+use crate::runtime::Turns;
+use hands::Hands;
+use plan::Sight;
+use plan::names::Role;
+use plan::pool::THIN_POOL;
+use plan::volume::inventory;
+use report::{Group, Lv, Reported};
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tags::State;
+
+/// What a pool is made of, in the user's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub kind: Kind,
+    /// Paths of its devices, preferably ones that stay; more than before extend it.
+    pub devices: Vec<PathBuf>,
+    /// Which of them may lose what they carry when they enter the pool.
+    pub wipe: BTreeSet<PathBuf>,
+    /// What a classic snapshot of a thick volume gets.
+    pub room: Room,
+}
+
+/// One pool in one volume group. There is at most one value of this type per group on the host. What it opened lives on
+/// when it is dropped; close that before the pool is opened again.
+pub struct LvmPool {
+    _lock: Lock,
+    hands: Hands,
+    kind: Kind,
+    /// Of the group, in bytes.
+    extent: u64,
+    /// Of its thin pool, in bytes.
+    chunk: Option<u64>,
+    present: Mutex<Present>,
+    /// The one handle that all users of a volume share while any of them has it open.
+    open: Mutex<HashMap<VolumeId, Weak<FileIo>>>,
+    /// One verb at a time on one volume; different volumes do not wait for each other.
+    turns: Turns<VolumeId>,
+    snapshot_turns: Turns<SnapshotId>,
+    /// How full classic snapshots were when that was last said, in hundredths.
+    warned: Mutex<HashMap<SnapshotId, u64>>,
+}
+
+impl fmt::Debug for LvmPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LvmPool").field("group", &self.hands.group).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Present {
+    identity: PoolIdentity,
+    settings: Settings,
+    /// The kernel's names of its devices.
+    nodes: Vec<PathBuf>,
+}
+
+/// How full a pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolUse {
+    pub data: PoolCapacity,
+    /// LVM's word for what ails its thin pool: `out_of_data`, `metadata_read_only`, `failed`.
+    pub ailment: Option<String>,
+}
+
+/// LVM's word for a thin pool whose data are full.
+const OUT_OF_DATA: &str = "out_of_data";
+
+impl LvmPool {
+    /// Makes the devices this pool's, or finds that they are, and locks it for this process. Without `made` devices
+    /// that carry nothing are taken, and those named for wiping; with it, anything but the pool as it was is an error,
+    /// apart from devices that it does not have yet: they extend it.
+    pub fn ensure(
+        ground: &Ground,
+        identity: &PoolIdentity,
+        settings: &Settings,
+        made: bool,
+    ) -> Result<(Self, Ensured), BackendError> {
+        let hands = Hands::new(ground.clone(), group_name(identity.pool));
+        let held = claim::lock(&hands)?;
+        let (nodes, done) = hands.change(|| claim::ensure(&hands, identity, settings, made))?;
+        let seen = hands.look(&claim::allowed(&nodes)?)?;
+        let group = find(&seen, &hands.group)?;
+        let pool = Self {
+            _lock: held,
+            kind: settings.kind,
+            extent: group.extent,
+            chunk: seen
+                .lv(&group.name, THIN_POOL)
+                .filter(|pool| settings.kind == Kind::Thin && pool.chunk > 0)
+                .map(|pool| pool.chunk),
+            present: Mutex::new(Present { identity: identity.clone(), settings: settings.clone(), nodes }),
+            open: Mutex::default(),
+            turns: Turns::default(),
+            snapshot_turns: Turns::default(),
+            warned: Mutex::default(),
+            hands,
+        };
+        Ok((pool, done))
+    }
+
+    /// Takes over another name and more devices while the pool is in use.
+    pub fn ensure_settings(&self, identity: &PoolIdentity, settings: &Settings) -> Result<Ensured, BackendError> {
+        let own = self.settings().identity;
+        if (identity.cluster, identity.pool) != (own.cluster, own.pool) {
+            return Err(BackendError::Taken { place: self.hands.group.clone(), owner: format!("pool {}", own.pool) });
+        }
+        let ensure = || claim::ensure(&self.hands, identity, settings, true);
+        let (nodes, done) = self.hands.change(ensure)?;
+        *lock(&self.present) = Present { identity: identity.clone(), settings: settings.clone(), nodes };
+        Ok(done)
+    }
+
+    /// Lets go of a pool that is not open, so that a release can be repeated after it was cut short: what
+    /// [`Backend::release`] does, and nothing where the devices are gone or not this pool's.
+    pub fn release_at(ground: &Ground, identity: &PoolIdentity, settings: &Settings) -> Result<Removed, BackendError> {
+        let hands = Hands::new(ground.clone(), group_name(identity.pool));
+        let _lock = claim::lock(&hands)?;
+        hands.change(|| claim::release(&hands, identity, settings))
+    }
+
+    /// How full it is, of a thin pool the metadata too.
+    pub fn observe_use(&self) -> Result<PoolUse, BackendError> {
+        let seen = self.look()?;
+        let sight = self.sight(&seen)?;
+        let group = sight.group;
+        self.warn_of_fill(&sight);
+        // Room of classic snapshots is nobody's to promise.
+        let is_volume = |lv: &&Lv| matches!(Role::of(&lv.name), Some(Role::Volume(_)));
+        let volumes = seen.lvs_of(&group.name).filter(is_volume);
+        match self.kind {
+            Kind::Thick => {
+                let used: ByteSize = volumes.map(|lv| lv.size).sum();
+                let capacity = group.free.saturating_add(used);
+                let data = PoolCapacity { capacity, used, metadata: None, copies: true };
+                Ok(PoolUse { data, ailment: None })
+            }
+            Kind::Thin => self.use_of_thin_pool(seen.lv(&group.name, THIN_POOL)),
+        }
+    }
+
+    fn use_of_thin_pool(&self, pool: Option<&Lv>) -> Result<PoolUse, BackendError> {
+        let lost = |reason: &str| BackendError::PoolLost { place: self.hands.group.clone(), reason: reason.to_owned() };
+        let pool = pool.ok_or_else(|| lost("its thin pool is gone"))?;
+        let used = pool.data.ok_or_else(|| lost("its thin pool is not active"))?.of(pool.size);
+        let chunk = ByteSize::bytes(pool.chunk);
+        let metadata = pool.metadata_size.zip(pool.metadata);
+        let metadata = metadata.map(|(capacity, part)| PoolMetadata { capacity, used: part.of(capacity), chunk });
+        let data = PoolCapacity { capacity: pool.size, used, metadata, copies: true };
+        Ok(PoolUse { data, ailment: pool.ailment.clone() })
+    }
+
+    fn settings(&self) -> Present {
+        lock(&self.present).clone()
+    }
+
+    /// What is on the pool's devices now, whatever changes are under way.
+    fn look(&self) -> Result<Reported, BackendError> {
+        self.hands.look(&self.devices()?)
+    }
+
+    /// The group as plans see it.
+    fn sight<'r>(&self, seen: &'r Reported) -> Result<Sight<'r>, BackendError> {
+        let group = self.group_in(seen)?;
+        Ok(Sight { kind: self.kind, room: self.settings().settings.room, group, seen })
+    }
+
+    fn group_in<'r>(&self, seen: &'r Reported) -> Result<&'r Group, BackendError> {
+        let group = find(seen, &self.hands.group)?;
+        let identity = self.settings().identity;
+        match group.decoded() {
+            Ok(Some(tags)) if !tags.marks(&identity) => {
+                Err(BackendError::Taken { place: group.name.clone(), owner: tags.owner() })
+            }
+            Ok(Some(tags)) if tags.state == State::Removing => {
+                let reason = "its release has begun".to_owned();
+                Err(BackendError::PoolLost { place: group.name.clone(), reason })
+            }
+            _ if group.missing > 0 => {
+                let reason = format!("{} of its physical volumes are missing", group.missing);
+                Err(BackendError::PoolLost { place: group.name.clone(), reason })
+            }
+            _ => Ok(group),
+        }
+    }
+}
+
+fn find<'r>(seen: &'r Reported, name: &str) -> Result<&'r Group, BackendError> {
+    seen.groups.iter().find(|group| group.name == name).ok_or_else(|| BackendError::PoolLost {
+        place: name.to_owned(),
+        reason: "its volume group is on none of its devices".to_owned(),
+    })
+}
+
+impl Backend for LvmPool {
+    fn ensure_volume(&self, volume: &VolumeLayout) -> Result<Ensured, BackendError> {
+        self.keep(volume)
+    }
+
+    fn begin_copy(&self, volume: &VolumeLayout) -> Result<(), BackendError> {
+        match (self.kind, volume.source) {
+            (Kind::Thick, Some(Source::Volume(source))) => self.hold_still(volume, source),
+            // Nobody changes a snapshot, and what is no copy has no source.
+            (Kind::Thick, Some(Source::Snapshot(_)) | None) => Ok(()),
+            (Kind::Thin, _) => self.keep(volume).map(drop),
+        }
+    }
+
+    fn remove_volume(&self, id: VolumeId) -> Result<Removed, BackendError> {
+        self.destroy(id)
+    }
+
+    fn open_volume(&self, id: VolumeId) -> Result<Arc<dyn BlockIo>, BackendError> {
+        Ok(self.share(id)?)
+    }
+
+    fn observe_capacity(&self) -> Result<PoolCapacity, BackendError> {
+        let PoolUse { data, ailment, .. } = self.observe_use()?;
+        match ailment {
+            // Its data are full: that is what the figures say. Anything else keeps even those from writing who have space.
+            Some(word) if word != OUT_OF_DATA => Err(BackendError::Damaged {
+                path: format!("{}/{THIN_POOL}", self.hands.group),
+                reason: format!("LVM says of it: {word}; nothing in it can be written until it is repaired"),
+            }),
+            _ => Ok(data),
+        }
+    }
+
+    fn observe_volumes(&self) -> Result<Vec<InventoryVolume>, BackendError> {
+        let seen = self.look()?;
+        let sight = self.sight(&seen)?;
+        let pool = self.settings().identity.pool;
+        Ok(seen.lvs_of(&sight.group.name).filter_map(|lv| inventory(&sight, pool, lv)).collect())
+    }
+
+    fn find_snapshot(&self, id: SnapshotId) -> Result<Option<TakenSnapshot>, BackendError> {
+        self.find(id)
+    }
+
+    fn stage_snapshot(&self, snapshot: &SnapshotLayout, at: Timestamp) -> Result<(), BackendError> {
+        self.stage(snapshot, at)
+    }
+
+    fn settle_snapshot(&self, id: SnapshotId) -> Result<TakenSnapshot, BackendError> {
+        self.settle(id)
+    }
+
+    fn remove_snapshot(&self, id: SnapshotId) -> Result<Removed, BackendError> {
+        self.destroy_snapshot(id)
+    }
+
+    fn observe_snapshots(&self) -> Result<Vec<InventorySnapshot>, BackendError> {
+        self.snapshot_inventory()
+    }
+
+    fn release(&self) -> Result<Removed, BackendError> {
+        let Present { identity, settings, .. } = self.settings();
+        self.hands.change(|| claim::release(&self.hands, &identity, &settings))
+    }
+}
+
+/// No code panics between two changes of what these locks guard, so what a panicking thread leaves is whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! Snapshots: staged, settled, found, removed.
+//!
+//! ```text
+//!   nothing ──stage──▶ staged ──settle──▶ ready ──remove──▶ nothing
+//!                        └──stage──▶ nothing ──▶ staged
+//! ```
+//! Each arrow is one change of LVM's metadata; what is staged is of the instant at which it was made. A thin snapshot
+//! stands on its own. A classic one holds what its volume was before it changed, in room of its own: where that does not
+//! suffice the snapshot overflows and is lost, and its volume is as it was.
+
+use super::{Act, Sight, Step, damaged, names, unspeakable};
+use crate::backend::lvm::report::Lv;
+use crate::backend::lvm::tags::{Kind, SnapshotTags, State};
+use crate::backend::{BackendError, SnapshotLayout};
+use crate::model::{InventorySnapshot, PoolId, SnapshotId, TakenSnapshot, Timestamp};
+
+const UNDESCRIBED: &str = "it is there without the tags that say what it is";
+
+/// The way to a snapshot of its volume as it is now.
+pub fn plan_stage(sight: &Sight, layout: &SnapshotLayout, at: Timestamp) -> Result<Vec<Step>, BackendError> {
+    let name = names::snapshot(layout.id);
+    let mut steps = Vec::new();
+    if let Some(old) = sight.lv(&name) {
+        if decoded(old, layout.id)?.state != State::Staged {
+            return Err(BackendError::Refused(format!("snapshot {} was taken already", layout.id)));
+        }
+        steps.push(Act::Remove.on(&name));
+    }
+    let (origin, held) = super::volume::whole(sight, layout.volume)?;
+    steps.extend(share(sight, origin, &format!("snapshot {}", layout.id), &name, || {
+        SnapshotTags::staged(layout, held.size, at).encode().map_err(unspeakable)
+    })?);
+    Ok(steps)
+}
+
+/// Makes a snapshot of a volume under that name; a classic one while the volume is active.
+pub fn share(
+    sight: &Sight,
+    origin: &Lv,
+    whose: &str,
+    name: &str,
+    tags: impl FnOnce() -> Result<Vec<String>, BackendError>,
+) -> Result<Vec<Step>, BackendError> {
+    let room = (sight.kind == Kind::Thick).then(|| sight.room.extents(origin.size, sight.group.extent));
+    sight.check_room(whose, room.unwrap_or_default())?;
+    let mut steps: Vec<Step> = room.and_then(|_| sight.activation(origin)).into_iter().collect();
+    steps.push(Act::Share { of: origin.name.clone(), room, tags: tags()? }.on(name));
+    Ok(steps)
+}
+
+/// The way from a staged snapshot to one that exists, and what was taken.
+pub fn plan_settle(sight: &Sight, id: SnapshotId) -> Result<(Vec<Step>, TakenSnapshot), BackendError> {
+    let lv = sight.lv(&names::snapshot(id)).ok_or_else(|| lost(sight, id))?;
+    let held = decoded(lv, id)?;
+    check_sound(sight, lv, &held)?;
+    let taken = TakenSnapshot { size: held.size, at: held.at };
+    if held.state == State::Ready {
+        return Ok((Vec::new(), taken));
+    }
+    let wanted = SnapshotTags { state: State::Ready, ..held }.encode().map_err(unspeakable)?;
+    Ok((vec![Act::Describe { present: lv.tags.clone(), wanted }.on(&lv.name)], taken))
+}
+
+/// A snapshot that was settled. A classic one must be active before anybody can tell whether it has overflowed.
+pub fn plan_find(sight: &Sight, id: SnapshotId) -> Result<(Vec<Step>, Option<TakenSnapshot>), BackendError> {
+    let Some(lv) = sight.lv(&names::snapshot(id)) else { return Ok((Vec::new(), None)) };
+    let held = decoded(lv, id)?;
+    if held.state != State::Ready {
+        return Ok((Vec::new(), None));
+    }
+    check_sound(sight, lv, &held)?;
+    let steps = sight.activation(lv).filter(|_| sight.kind == Kind::Thick).into_iter().collect();
+    Ok((steps, Some(TakenSnapshot { size: held.size, at: held.at })))
+}
+
+/// The snapshot that something is to be made of, and what it says of itself.
+pub fn whole<'s>(sight: &Sight<'s>, id: SnapshotId) -> Result<(&'s Lv, SnapshotTags), BackendError> {
+    let lv = sight.lv(&names::snapshot(id)).ok_or_else(|| lost(sight, id))?;
+    let held = decoded(lv, id)?;
+    if held.state != State::Ready {
+        return Err(lost(sight, id));
+    }
+    check_sound(sight, lv, &held)?;
+    Ok((lv, held))
+}
+
+/// The way to nothing.
+pub fn plan_remove(sight: &Sight, id: SnapshotId) -> Result<Vec<Step>, BackendError> {
+    let Some(lv) = sight.lv(&names::snapshot(id)) else { return Ok(Vec::new()) };
+    if sight.kind == Kind::Thick
+        && let Ok(held) = decoded(lv, id)
+        && let Some(volume) = sight.lv(&names::volume(held.volume))
+        && let Ok(Some(tags)) = volume.decoded()
+        && tags.state == State::Reverting
+        && tags.revert == Some(id)
+    {
+        let reason = format!("snapshot {id} cannot be removed: volume {} is being put back to it", held.volume);
+        return Err(BackendError::Refused(reason));
+    }
+    Ok(vec![Act::Remove.on(&lv.name)])
+}
+
+/// The snapshot as it lies there; none for what is no snapshot, or was never settled.
+pub fn inventory(sight: &Sight, pool: PoolId, lv: &Lv) -> Option<InventorySnapshot> {
+    let Some(names::Role::Snapshot(id)) = names::Role::of(&lv.name) else { return None };
+    let held = lv.decoded_snapshot().ok().flatten()?;
+    if held.state != State::Ready {
+        return None;
+    }
+    let damage = decoded(lv, id).and_then(|held| check_sound(sight, lv, &held)).err().map(|error| error.to_string());
+    Some(InventorySnapshot { id, pool, volume: held.volume, name: held.name.to_string(), size: held.size, damage })
+}
+
+fn decoded(lv: &Lv, id: SnapshotId) -> Result<SnapshotTags, BackendError> {
+    match lv.decoded_snapshot().map_err(|error| damaged(lv, &error.to_string()))? {
+        Some(held) if held.snapshot != id => Err(damaged(lv, &format!("it describes snapshot {}", held.snapshot))),
+        Some(held) => Ok(held),
+        None => Err(damaged(lv, UNDESCRIBED)),
+    }
+}
+
+/// # Errors
+/// If what is there does not hold what the volume was.
+fn check_sound(sight: &Sight, lv: &Lv, held: &SnapshotTags) -> Result<(), BackendError> {
+    let spoilt = |reason| Err(BackendError::SnapshotSpoilt { snapshot: held.snapshot, reason });
+    match sight.kind {
+        Kind::Thick if lv.overflowed => spoilt(format!(
+            "more of volume {} was changed than the {} that it had room for; the volume is not harmed",
+            held.volume, lv.size
+        )),
+        // Its making was cut short.
+        Kind::Thick if lv.origin.is_none() => Err(lost(sight, held.snapshot)),
+        Kind::Thick if lv.origin != Some(names::volume(held.volume)) => {
+            let origin = lv.origin.as_deref().unwrap_or_default();
+            Err(damaged(lv, &format!("it is a snapshot of {origin}, not of volume {}", held.volume)))
+        }
+        Kind::Thin if lv.segments != "thin" => Err(damaged(lv, &format!("it is kept as '{}'", lv.segments))),
+        Kind::Thin if lv.size < held.size => {
+            Err(damaged(lv, &format!("it has {} bytes, the snapshot {}", lv.size.as_u64(), held.size.as_u64())))
+        }
+        Kind::Thick | Kind::Thin => Ok(()),
+    }
+}
+
+pub fn lost(sight: &Sight, snapshot: SnapshotId) -> BackendError {
+    let path = format!("{}/{}", sight.group.name, names::snapshot(snapshot));
+    BackendError::SnapshotLost { snapshot, path }
+}
