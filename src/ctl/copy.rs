@@ -40,13 +40,13 @@ fn choose_export(volume: &Volume, credentials: bool) -> Result<Uri> {
         .into())
 }
 
-fn connect(volume: &Volume, credentials: Option<&Keyring>) -> Result<Dialled> {
+pub(super) fn connect(volume: &Volume, credentials: Option<&Keyring>) -> Result<Dialled> {
     let uri = choose_export(volume, credentials.is_some())?;
     let config = credentials.filter(|_| uri.tls.is_some()).map(tls::dialling).transpose()?;
     Client::dial_with(&uri, config).with_context(|| format!("connecting to volume '{}' at {uri}", volume.meta.name))
 }
 
-fn bar(total: Option<ByteSize>) -> ProgressBar {
+pub(super) fn bar(total: Option<ByteSize>) -> ProgressBar {
     let (bar, template) = match total {
         Some(total) => (ProgressBar::new(total.as_u64()), "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
         None => (ProgressBar::new_spinner(), "{spinner} {bytes} {bytes_per_sec}"),
@@ -54,7 +54,7 @@ fn bar(total: Option<ByteSize>) -> ProgressBar {
     bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn is_dash(path: &Path) -> bool {
+pub(super) fn is_dash(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 

@@ -79,7 +79,7 @@ pub fn upload<S: Read + Write>(
         return Err(CopyError::TooLarge { source_size, volume });
     }
     let mut chunk = vec![0; CHUNK.min(client.maximum_payload() as usize)];
-    let mut upload = Upload { client, window: VecDeque::new(), zeros: 0..0 };
+    let mut upload = Upload::new(client);
     let mut digest = Sha256::new();
     let mut position = 0;
     let end = length.unwrap_or(volume).as_u64();
@@ -102,29 +102,30 @@ pub fn upload<S: Read + Write>(
         None if position == end && fill(source, &mut [0]).map_err(CopyError::Source)? > 0 => {
             return Err(CopyError::Endless { volume });
         }
-        _ => upload.finish()?,
+        _ => upload.settle()?,
     }
     Ok(Copied { bytes: ByteSize::bytes(position), sha256: digest.finalize().into() })
 }
 
-struct Upload<'a, S> {
+/// Writes on their way.
+pub(super) struct Upload<'a, S> {
     client: &'a mut Client<S>,
     window: VecDeque<Ticket>,
     /// Zeros met but not yet asked for.
     zeros: std::ops::Range<u64>,
 }
 
-impl<S: Read + Write> Upload<'_, S> {
-    fn put(&mut self, offset: u64, data: &[u8]) -> Result<(), ClientError> {
+impl<'a, S: Read + Write> Upload<'a, S> {
+    pub(super) fn new(client: &'a mut Client<S>) -> Self {
+        Self { client, window: VecDeque::new(), zeros: 0..0 }
+    }
+
+    pub(super) fn put(&mut self, offset: u64, data: &[u8]) -> Result<(), ClientError> {
         let mut position = offset;
         for run in data.chunks(GRAIN).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
             let length: usize = run.iter().map(|block| block.len()).sum();
             if run.first().is_some_and(|block| is_zero(block)) {
-                if self.zeros.end != position {
-                    self.send_zeros()?;
-                    self.zeros = position..position;
-                }
-                self.zeros.end += length as u64;
+                self.zeros(position, length as u64)?;
             } else {
                 self.send_zeros()?;
                 let start = (position - offset) as usize;
@@ -162,7 +163,18 @@ impl<S: Read + Write> Upload<'_, S> {
         }
     }
 
-    fn finish(mut self) -> Result<(), ClientError> {
+    /// Has a range zeroed.
+    pub(super) fn zeros(&mut self, offset: u64, length: u64) -> Result<(), ClientError> {
+        if self.zeros.end != offset {
+            self.send_zeros()?;
+            self.zeros = offset..offset;
+        }
+        self.zeros.end += length;
+        Ok(())
+    }
+
+    /// Makes everything so far durable.
+    pub(super) fn settle(&mut self) -> Result<(), ClientError> {
         self.send_zeros()?;
         while !self.window.is_empty() {
             self.settle_one()?;
