@@ -7,15 +7,15 @@
 //!                            ▲   │
 //!     join, session (dial out)│   │ assignments
 //!                            │   ▼
-//!                         block service ──▶ backend (file) ──▶ export (NBD) ◀── qemu, libnbd, fio, the kernel
+//!                         block service ──▶ backend (file, lvm) ──▶ export (NBD) ◀── qemu, libnbd, fio, the kernel
 //! ```
 //!
 //! | layer | modules | imports from |
 //! |---|---|---|
 //! | words | [`model`] | nothing here |
 //! | ground | [`runtime`], [`host`] | words |
-//! | engines | [`store`], [`discovery`], [`session`], [`reconcile`], [`pki`], [`rpc`], [`io`], [`nbd`], [`backend`], [`export`] | above, and each other where the tests of `tests/tidy` say so |
-//! | roles | [`manager`] (never backend, export, io, nbd), [`block`] (never store, discovery), [`ctl`] (model, runtime, host, pki, rpc, nbd) | above |
+//! | engines | [`store`], [`discovery`], [`session`], [`reconcile`], [`pki`], [`rpc`], [`io`], [`image`], [`nbd`], [`backend`], [`export`] | above, and each other where the tests of `tests/tidy` say so |
+//! | roles | [`manager`] (never backend, export, io, nbd), [`block`] (never store, discovery), [`ctl`] (model, runtime, host, pki, rpc, image, nbd) | above |
 //! | shell | [`cli`], `main` | everything |
 //!
 //! The way of a volume: `ctl` asks a manager; a [`manager`] planner turns the request into a transaction on its view;
@@ -46,6 +46,7 @@ pub mod ctl;
 pub mod discovery;
 pub mod export;
 pub mod host;
+pub mod image;
 pub mod io;
 pub mod manager;
 pub mod model;

@@ -61,7 +61,7 @@ pub struct Agent {
 
 /// What a look in the background came to.
 enum Look {
-    Capacities(Vec<(PoolId, Result<PoolCapacity, String>)>),
+    Capacities(Vec<(PoolId, Result<PoolCapacity, String>)>, Vec<SnapshotId>),
     Inventory,
 }
 
@@ -116,9 +116,10 @@ impl Agent {
                     }
                     self.tell_what_is_kept().await;
                 }
-                Step::Looked(Look::Capacities(seen)) => {
+                Step::Looked(Look::Capacities(seen, lost)) => {
                     let reports = seen.into_iter().filter_map(|(id, seen)| look_report(self.pool_report(id)?, seen));
-                    let reports = reports.collect();
+                    let lost = lost.into_iter().filter_map(|id| self.loss_report(id));
+                    let reports = reports.chain(lost).collect();
                     self.tell(reports);
                 }
                 Step::Looked(Look::Inventory) | Step::Retry => {}
@@ -129,6 +130,7 @@ impl Agent {
                 Step::Stop => break,
             }
         }
+        self.worker.hurry();
         let last = async {
             while let Some(finished) = self.hands.join_next().await {
                 if let Err(error) = finished {
@@ -245,15 +247,27 @@ impl Agent {
         outcome.report
     }
 
-    /// Volumes whose pool cannot be used say so.
+    /// Volumes whose pool cannot be used, or whose bytes are to come from what cannot be made, say so.
     fn report_waiting(&self) -> Vec<Report> {
         let broken = |pool: PoolId| matches!(self.world.held.get(&pool.into()), Some(Progress::Failed { .. }));
-        let waiting = self.assigned.volumes.values().filter(|volume| broken(volume.pool));
+        // One that is as it should be does not wait for its pool to become what it is to be next.
+        let done = |id: VolumeId| matches!(self.world.held.get(&id.into()), Some(Progress::Done(_)));
+        let waiting = self.assigned.volumes.values().filter(|volume| broken(volume.pool) && !done(volume.id));
         let report = |volume: &VolumeAssignment| {
             let why = self.pool_report(volume.pool).and_then(|report| report.failure.clone()).unwrap_or_default();
             Assigned::from(volume.clone()).unknown(format!("its pool cannot be used: {why}"))
         };
-        waiting.map(report).collect()
+        let mut reports: Vec<Report> = waiting.map(report).collect();
+        for volume in self.assigned.volumes.values().filter(|volume| !volume.made && !volume.removed) {
+            let Some(Source::Volume(source)) = volume.source else { continue };
+            if let Some(Progress::Failed { tried, .. }) = self.world.held.get(&source.into())
+                && let Some(why) = self.reports.get(&source.into()).and_then(Report::failure)
+            {
+                let why = format!("{tried}, which it is to be copied from, is not ready: {why}");
+                reports.push(Assigned::from(volume.clone()).unknown(why));
+            }
+        }
+        reports
     }
 
     fn take_notice(&mut self, notice: Notice) {
@@ -293,6 +307,13 @@ impl Agent {
             tracing::error!(%refused, "an assignment was refused");
         }
         self.dirty = true;
+        for volume in self.assigned.volumes.values().filter(|volume| volume.removed) {
+            if let Some(Progress::Running { task, .. }) = self.world.held.get(&volume.id.into())
+                && !task.is_removed()
+            {
+                self.worker.abandon(volume.id);
+            }
+        }
     }
 
     /// Brings the ledger up to date; false if the disk did not take it.
@@ -323,7 +344,7 @@ impl Agent {
             return;
         }
         let worker = self.worker.clone();
-        self.looks.spawn_blocking(move || Look::Capacities(worker.capacities()));
+        self.looks.spawn_blocking(move || Look::Capacities(worker.capacities(), worker.lost_snapshots()));
     }
 
     /// Remembers reports and passes on those that say something new.
@@ -339,6 +360,13 @@ impl Agent {
 
     fn is_news(&mut self, report: &Report) -> bool {
         self.reports.insert(report.id(), report.clone()).as_ref() != Some(report)
+    }
+
+    /// Says of a snapshot that it is lost, after it was taken.
+    fn loss_report(&self, id: SnapshotId) -> Option<Report> {
+        let snapshot = self.assigned.snapshots.get(&id).filter(|snapshot| !snapshot.removed)?;
+        let why = "it is lost: more of its volume was changed than it had room for; the volume is not harmed";
+        Some(Assigned::from(snapshot.clone()).unknown(why.to_owned()))
     }
 
     /// The last report on a pool.

@@ -15,6 +15,7 @@
 //! Managers are dialled over TLS alone, by the key and certificate that `enrolment` brings and the `keeper` renews.
 
 mod agent;
+mod devices;
 mod enrolment;
 mod face;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod ledger;
 mod link;
 mod metrics;
 mod serve;
+mod supply;
 mod tls_dir;
 mod unattended;
 mod worker;

@@ -10,14 +10,17 @@ use super::link::{Link, LinkState};
 use super::metrics;
 use super::tls_dir::TlsDir;
 use super::unattended::{self, Join};
-use super::worker::{Doors, Worker, chain};
+use super::worker::{Doors, Peers, Worker, chain};
 use crate::export::{EngineChoice, ExportTable, NbdServer, ServerConfig, ServerError};
+use crate::host::devices::Scanner;
 use crate::host::directory::FileError;
 use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document, put_aside, save_document};
 use crate::model::{Addresses, ClusterId, Identity, ServiceId, ServiceType};
 use crate::pki::{Bearer, Keyring, Role};
 use crate::rpc::proto::block_control_server::BlockControlServer;
+use crate::rpc::proto::devices_server::DevicesServer;
 use crate::rpc::proto::figures_server::FiguresServer;
+use crate::rpc::proto::images_server::ImagesServer;
 use crate::rpc::{
     ALPN, Fault, FaultKind, ListenError, Listener, MAX_REQUEST, Transport, advertised, local_peers, proto,
 };
@@ -28,7 +31,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Notify, Semaphore, mpsc, watch};
 
 #[derive(Clone, Debug)]
 pub struct BlockConfig {
@@ -79,6 +83,8 @@ pub enum BlockError {
 
 /// How long `block init` waits for its first session.
 const FIRST_SESSION: Duration = Duration::from_secs(10);
+/// How many may read images at once: each takes a thread.
+const SUPPLIES: usize = 8;
 
 #[derive(Clone)]
 pub(super) enum Stage {
@@ -126,7 +132,13 @@ pub struct Block {
     pub(super) keyring: Keyring,
     /// TLS to managers by the keyring.
     client: Arc<rustls::ClientConfig>,
+    /// The same to other block services.
+    peers: Arc<rustls::ClientConfig>,
+    /// How many may read images here at once.
+    pub(super) supplies: Arc<Semaphore>,
     clock: Arc<dyn Clock>,
+    /// For whoever asks what devices there are.
+    pub(super) scanner: Arc<Scanner>,
     /// What this process could leave to another one.
     holdings: Arc<Holdings>,
     restarter: Option<Restarter>,
@@ -165,6 +177,7 @@ pub async fn run(
         Some(listener) => listener,
         None => Listener::unix(&dir.free_control_socket()?)?,
     };
+    let peers = keyring.client_config(&[Role::Block], ALPN)?;
     let exports = ExportTable::new();
     let nbd_socket = match &before.nbd.unix {
         Some(_) => absolute(dir.nbd_socket()),
@@ -199,8 +212,11 @@ pub async fn run(
         managers: config.managers,
         keyring,
         client,
+        peers,
+        supplies: Arc::new(Semaphore::new(SUPPLIES)),
         clock,
         restarter: program.map(|program| Restarter::new(program, holdings.clone())),
+        scanner: Arc::new(Scanner::default()),
         holdings: holdings.clone(),
         passage: watch::Sender::new(before.instance.map(Passage::begun)),
         init: Mutex::default(),
@@ -271,10 +287,14 @@ async fn serve(block: &Arc<Block>, listener: Listener, open: bool) -> Result<(),
     let (_reporter, health) = tonic_health::server::health_reporter();
     let control = (!open).then(|| BlockControlServer::new(Face(block.clone())).max_decoding_message_size(MAX_REQUEST));
     let figures = FiguresServer::new(Face(block.clone())).max_decoding_message_size(MAX_REQUEST);
+    let supply = ImagesServer::new(Face(block.clone())).max_decoding_message_size(MAX_REQUEST);
+    let devices = DevicesServer::new(Face(block.clone())).max_decoding_message_size(MAX_REQUEST);
     let overdue = shutdown.clone();
     let served = crate::rpc::server()
         .add_service(health)
         .add_service(figures)
+        .add_service(supply)
+        .add_service(devices)
         .add_optional_service(control)
         .serve_with_incoming_shutdown(listener.incoming(), async move { shutdown.requested().await });
     tokio::select! {
@@ -304,7 +324,9 @@ impl Block {
         let group = self.shutdown.child();
         let ledger = Ledger::new(self.dir.ledger(), identity.service);
         let assigned = ledger.load()?;
-        let worker = Arc::new(Worker::new(membership.cluster, self.exports.clone(), self.doors.clone()));
+        let peers = Peers { runtime: Handle::current(), client: self.peers.clone() };
+        let worker = Worker::new(membership.cluster, self.exports.clone(), self.doors.clone(), peers);
+        let worker = Arc::new(worker);
         let (notices, told) = mpsc::channel(256);
         let (learned, managers) = mpsc::channel(4);
         let state = watch::Sender::new(LinkState::Connecting(None));

@@ -1,14 +1,19 @@
 //! Carries tasks out on backends and exports. Runs on blocking threads; decides nothing.
 
+mod image;
+mod pool;
 mod snapshot;
 
-use crate::backend::file::FilePool;
-use crate::backend::{Backend, BackendError, PoolIdentity, VolumeLayout};
+pub use image::{Content, Peers};
+
+use crate::backend::{Backend, BackendError, VolumeLayout};
 use crate::export::{Account, AdmitError, ExportTable, Freeze, Grant, ServedExport};
 use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
 use crate::runtime::Turns;
+use image::Images;
+use pool::OpenPool;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -36,6 +41,16 @@ enum TaskError {
     PoolClosed(PoolId),
     #[error("volume '{volume}' is in use by {users} connections: it is put back or shrunk once they are closed")]
     InUse { volume: Name, users: usize },
+    #[error("the content is not what was sent: its sha256 is {found}, and should be {wanted}; import it again")]
+    Differs { found: Digest, wanted: Digest },
+    #[error("fetching the content of an image from block service {service}: {reason}")]
+    Supply { service: ServiceId, reason: String },
+    #[error("reading or writing the content of an image")]
+    Medium(#[source] std::io::Error),
+    #[error("the block service is stopping")]
+    Ending,
+    #[error("it is to be removed")]
+    Abandoned,
     #[error(transparent)]
     Freeze(#[from] crate::export::FreezeError),
     #[error(transparent)]
@@ -74,7 +89,7 @@ struct Served {
 /// The open pools and the export table of this host.
 pub struct Worker {
     cluster: ClusterId,
-    pools: Mutex<BTreeMap<PoolId, Arc<dyn Backend>>>,
+    pools: Mutex<BTreeMap<PoolId, OpenPool>>,
     exports: Arc<ExportTable>,
     /// Which volumes are in the export table. By id: a name may pass from a volume that goes to one that comes.
     served: Mutex<BTreeMap<VolumeId, Served>>,
@@ -84,17 +99,19 @@ pub struct Worker {
     admitted: Mutex<BTreeSet<(Name, ClientId)>>,
     /// One set of snapshots at a time, by its first.
     taking: Turns<SnapshotId>,
+    images: Images,
     doors: Doors,
 }
 
 impl Worker {
-    pub fn new(cluster: ClusterId, exports: Arc<ExportTable>, doors: Doors) -> Self {
+    pub fn new(cluster: ClusterId, exports: Arc<ExportTable>, doors: Doors, peers: Peers) -> Self {
         let (pools, served, admitted) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (accounts, taking) = (Mutex::default(), Turns::default());
-        Self { cluster, pools, exports, served, accounts, admitted, taking, doors }
+        let images = Images::new(peers);
+        Self { cluster, pools, exports, served, accounts, admitted, taking, images, doors }
     }
 
-    fn pools(&self) -> MutexGuard<'_, BTreeMap<PoolId, Arc<dyn Backend>>> {
+    fn pools(&self) -> MutexGuard<'_, BTreeMap<PoolId, OpenPool>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -111,7 +128,7 @@ impl Worker {
     }
 
     fn pool(&self, id: PoolId) -> Result<Arc<dyn Backend>, TaskError> {
-        self.pools().get(&id).cloned().ok_or(TaskError::PoolClosed(id))
+        self.pools().get(&id).map(OpenPool::backend).ok_or(TaskError::PoolClosed(id))
     }
 
     /// Blocks until the task has succeeded or failed.
@@ -163,7 +180,10 @@ impl Worker {
     fn drop_object(&self, object: &Assigned) {
         match object {
             Assigned::Pool(pool) => drop(self.pools().remove(&pool.id)),
-            Assigned::Volume(volume) => self.retire(volume.id),
+            Assigned::Volume(volume) => {
+                self.images.withdraw(volume.id);
+                self.retire(volume.id);
+            }
             // Nothing of it is open.
             Assigned::Snapshot(_) => {}
             Assigned::Attachment(held) => self.fence(&held.volume_name, held.client),
@@ -190,43 +210,6 @@ impl Worker {
         self.admitted().remove(&(volume.clone(), client));
     }
 
-    fn ensure_pool(&self, pool: &PoolAssignment) -> Result<PoolCapacity, TaskError> {
-        let open = self.pools().get(&pool.id).cloned();
-        let backend = match open {
-            Some(backend) => backend,
-            None => {
-                let Driver::File { path, limit } = &pool.driver;
-                let (backend, _) = FilePool::ensure(&self.identity_of(pool), path, *limit, pool.made)?;
-                let backend: Arc<dyn Backend> = Arc::new(backend);
-                self.pools().insert(pool.id, backend.clone());
-                backend
-            }
-        };
-        Ok(backend.observe_capacity()?)
-    }
-
-    fn identity_of(&self, pool: &PoolAssignment) -> PoolIdentity {
-        PoolIdentity { cluster: self.cluster, pool: pool.id, name: pool.name.clone() }
-    }
-
-    fn release_pool(&self, pool: &PoolAssignment) -> Result<(), TaskError> {
-        let Driver::File { path, .. } = &pool.driver;
-        let open = self.pools().get(&pool.id).cloned();
-        match open {
-            Some(backend) => {
-                backend.release()?;
-                self.pools().remove(&pool.id);
-            }
-            // It never came to be, its place is gone, or a release was cut short.
-            None => match FilePool::release_at(&self.identity_of(pool), path) {
-                // What was never made and cannot be looked at holds nothing of ours.
-                Err(BackendError::Io { .. }) if !pool.made => {}
-                released => drop(released?),
-            },
-        }
-        Ok(())
-    }
-
     fn ensure_volume(&self, volume: &VolumeAssignment) -> Result<ServedVolume, TaskError> {
         // Before anybody is served; who is served already notices nothing else.
         let account = Arc::clone(self.accounts().entry(volume.id).or_insert_with(Account::new));
@@ -245,10 +228,19 @@ impl Worker {
             shrunk: volume.shrunk,
             made: volume.made,
         };
-        let still = self.hold_still_for(volume)?;
+        if let Some(still) = self.hold_still_for(volume)? {
+            backend.begin_copy(&layout)?;
+            drop(still);
+        }
+        if let Some(tie) = &volume.image {
+            self.ensure_image(volume, tie, &*backend, &layout)?;
+        }
         let done = backend.ensure_volume(&layout)?;
-        drop(still);
         tracing::debug!(volume = %volume.name, ?done, "a volume is as it should be");
+        if let Some(tie) = volume.image.as_ref().filter(|tie| tie.is_kept_from_clients()) {
+            self.keep_for_others(volume, tie);
+            return Ok(ServedVolume { size: volume.size, exports: Vec::new() });
+        }
         let io = backend.open_volume(volume.id)?;
         let size = ByteSize::bytes(io.size());
         if !self.served().contains_key(&volume.id) {
@@ -261,7 +253,7 @@ impl Worker {
         Ok(ServedVolume { size, exports: self.exports_of(&volume.name) })
     }
 
-    /// Keeps everybody from changing what the volume's bytes come from, while they are copied. One whose bytes are to be
+    /// Keeps everybody from changing what the volume's bytes come from, until the copy has begun. One whose bytes are to be
     /// put back is not served meanwhile.
     fn hold_still_for(&self, volume: &VolumeAssignment) -> Result<Option<Freeze>, TaskError> {
         // What is served was made of an earlier generation: its bytes are about to be replaced or to go, whatever else has
@@ -273,6 +265,11 @@ impl Worker {
             if users > 0 {
                 return Err(TaskError::InUse { volume: volume.name.clone(), users });
             }
+            self.retire(volume.id);
+        }
+        // Another import has taken over, or nobody is to write any more.
+        let is_base = volume.image.as_deref().is_some_and(ImageTie::is_base);
+        if is_base && self.served().get(&volume.id).is_some_and(|served| served.as_assigned.image != volume.image) {
             self.retire(volume.id);
         }
         match volume.source {
@@ -312,7 +309,9 @@ impl Worker {
     fn remove_volume(&self, volume: &VolumeAssignment) -> Result<(), TaskError> {
         let backend = self.pool(volume.pool)?;
         self.retire(volume.id);
+        self.images.withdraw(volume.id);
         backend.remove_volume(volume.id)?;
+        self.images.forget(volume.id);
         self.accounts().remove(&volume.id);
         Ok(())
     }
@@ -345,15 +344,16 @@ impl Worker {
     /// Capacity and use of every open pool.
     pub fn capacities(&self) -> Vec<(PoolId, Result<PoolCapacity, String>)> {
         let pools = self.pools().clone();
-        let look = |backend: Arc<dyn Backend>| backend.observe_capacity().map_err(|error| failure_text(&error));
-        pools.into_iter().map(|(id, backend)| (id, look(backend))).collect()
+        let look = |pool: OpenPool| pool.backend().observe_capacity().map_err(|error| failure_text(&error));
+        pools.into_iter().map(|(id, pool)| (id, look(pool))).collect()
     }
 
     /// Everything on the devices of the open pools.
     pub fn inventory(&self) -> Inventory {
         let mut inventory = Inventory::default();
         let pools = self.pools().clone();
-        for (id, backend) in pools {
+        for (id, pool) in pools {
+            let backend = pool.backend();
             let mut failure = None;
             match backend.observe_volumes() {
                 Ok(volumes) => inventory.volumes.extend(volumes.into_iter().map(|mut volume| {
@@ -377,6 +377,7 @@ impl Worker {
         served.into_iter().for_each(|id| self.retire(id));
         let admitted = self.admitted().clone();
         admitted.into_iter().for_each(|(volume, client)| self.fence(&volume, client));
+        self.images.withdraw_all();
         self.pools().clear();
     }
 }

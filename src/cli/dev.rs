@@ -5,7 +5,8 @@ use super::roles::{NBD_PORT, end_on_signal};
 use crate::block::{self, BlockConfig, EngineChoice, Lineage};
 use crate::ctl::default_config_dir;
 use crate::manager::{self, ManagerConfig, StoreConfig};
-use crate::rpc::{BLOCK_PORT, Fault, MANAGER_PORT, dial_socket, file_driver, proto};
+use crate::model::Driver;
+use crate::rpc::{BLOCK_PORT, Fault, MANAGER_PORT, dial_socket, proto};
 use crate::runtime::Shutdown;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -126,7 +127,7 @@ async fn prepare(dir: &Path, manager: SocketAddr) -> Result<()> {
     if !fresh && !control.list(pools).await.map_err(Fault::from)?.into_inner().objects.is_empty() {
         return Ok(());
     }
-    let driver = Some(file_driver(dir.join("pool").to_string_lossy().into_owned(), None));
+    let driver = Some((&Driver::File { path: dir.join("pool"), limit: None }).into());
     let request = proto::CreatePoolRequest { name: POOL.to_owned(), service, driver, rules: None };
     control.create_pool(request).await.map_err(Fault::from).context("creating the default pool")?;
     pool_ready(&mut control).await

@@ -16,7 +16,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use proto::block_control_client::BlockControlClient;
 use proto::control_client::ControlClient;
+use proto::devices_client::DevicesClient;
 use proto::figures_client::FiguresClient;
+use proto::images_client::ImagesClient;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,6 +141,15 @@ impl Session {
     /// The figures of a block service, asked at its own endpoint: with the bundle's certificate, or in plain text on
     /// this host.
     pub async fn figures(&self, service: &Service) -> Result<FiguresClient<Channel>> {
+        Ok(FiguresClient::new(self.own_channel(service).await?).max_decoding_message_size(MAX_MESSAGE))
+    }
+
+    /// What a block service hands out of the images that it keeps.
+    pub async fn supply(&self, service: &Service) -> Result<ImagesClient<Channel>> {
+        Ok(ImagesClient::new(self.own_channel(service).await?).max_decoding_message_size(MAX_MESSAGE))
+    }
+
+    async fn own_channel(&self, service: &Service) -> Result<Channel> {
         let Some(address) = &service.status.addresses.rpc else {
             return Err(Failure::Unfulfilled(format!("block service {} listens nowhere", service.meta.id)).into());
         };
@@ -146,8 +157,23 @@ impl Session {
             Some(keyring) => Transport::of_member(&keyring, &[Role::Block])?,
             None => Transport::Plain,
         };
-        let client = FiguresClient::new(dial_address(address, &transport).await?);
-        Ok(client.max_decoding_message_size(MAX_MESSAGE))
+        Ok(dial_address(address, &transport).await?)
+    }
+
+    /// The devices of the service whose control socket is asked; none where a manager is to be asked over the network.
+    pub async fn own_devices(&self) -> Result<Option<DevicesClient<Channel>>> {
+        match self.connect.target()? {
+            Target::Socket(_) | Target::DefaultSocket => {
+                let client = DevicesClient::new(self.manager_channel().await?);
+                Ok(Some(client.max_decoding_message_size(MAX_MESSAGE)))
+            }
+            Target::Plain(_) | Target::Bundle { .. } => Ok(None),
+        }
+    }
+
+    /// The devices of a block service's host, asked like its figures.
+    pub async fn devices(&self, service: &Service) -> Result<DevicesClient<Channel>> {
+        Ok(DevicesClient::new(self.own_channel(service).await?).max_decoding_message_size(MAX_MESSAGE))
     }
 
     /// A client of a block service's own socket. Contexts are about managers.

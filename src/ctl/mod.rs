@@ -14,8 +14,10 @@ mod connect;
 mod context;
 mod contexts;
 mod copy;
+mod device;
 mod events;
 mod failure;
+mod image;
 mod limits;
 mod manager;
 mod output;
@@ -61,6 +63,8 @@ Examples:
   symphony ctl volume create db --size 10GiB         a volume, ready when this returns
   symphony ctl volume upload db disk.img             fill it
   symphony ctl volume get db -o json | jq -r '.status.exports[0].uri'
+  symphony ctl image import noble.qcow2 --name noble
+  symphony ctl volume create web --image noble       in under a second from then on
   symphony ctl --socket=.config/manager-01/control.sock manager init
   symphony ctl context add prod --bundle ./prod      from now on, ask that cluster
 
@@ -78,6 +82,9 @@ enum Noun {
     /// The members of the cluster
     #[command(subcommand, alias = "services")]
     Service(service::Verb),
+    /// Disks of block services' hosts, of which pools are made
+    #[command(subcommand, alias = "devices")]
+    Device(device::Verb),
     /// Capacity on block services
     #[command(subcommand, alias = "pools")]
     Pool(pool::Verb),
@@ -87,6 +94,9 @@ enum Noun {
     /// Volumes as they were at one instant
     #[command(subcommand, alias = "snapshots")]
     Snapshot(snapshot::Verb),
+    /// Contents that volumes are made of
+    #[command(subcommand, alias = "images")]
+    Image(image::Verb),
     /// The clusters that you work with
     #[command(subcommand, alias = "contexts")]
     Context(context::Verb),
@@ -109,9 +119,11 @@ pub async fn run(args: CtlArgs) -> Result<()> {
         Noun::Manager(verb) => manager::run(&session, verb).await,
         Noun::Block(verb) => block::run(&session, verb).await,
         Noun::Service(verb) => service::run(&session, verb).await,
+        Noun::Device(verb) => device::run(&session, verb).await,
         Noun::Pool(verb) => pool::run(&session, verb).await,
         Noun::Volume(verb) => volume::run(&session, verb).await,
         Noun::Snapshot(verb) => snapshot::run(&session, verb).await,
+        Noun::Image(verb) => image::run(&session, verb).await,
         Noun::Context(verb) => context::run(&session, verb),
         Noun::Attachment(verb) => attachment::run(&session, verb).await,
         Noun::Events(args) => events::run(&session, args).await,

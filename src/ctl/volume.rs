@@ -21,13 +21,13 @@ use std::path::PathBuf;
 pub enum Verb {
     /// Make a volume: placed, sized, exported, and reading as zeros
     #[command(
-        after_help = "Examples:\n  symphony ctl volume create db --size 10GiB --pool fast\n  symphony ctl volume create db-copy --from-volume db\n  symphony ctl volume create db-old --from-snapshot monday"
+        after_help = "Examples:\n  symphony ctl volume create db --size 10GiB --pool fast\n  symphony ctl volume create db-copy --from-volume db\n  symphony ctl volume create db-old --from-snapshot monday\n  symphony ctl volume create web --image ubuntu-24.04 --size 40GiB"
     )]
     Create {
         name: String,
         /// As 512MiB, 10G (powers of 1024), 10GB (powers of 1000), or bytes
         #[arg(long, env = "SYMPHONY_VOLUME_SIZE", allow_hyphen_values = true)]
-        #[arg(required_unless_present_any = ["from_snapshot", "from_volume"])]
+        #[arg(required_unless_present_any = ["from_snapshot", "from_volume", "image"])]
         size: Option<ByteSize>,
         /// Name or id [default: the ready pool with the most free space]
         #[arg(long, env = "SYMPHONY_VOLUME_POOL")]
@@ -38,6 +38,9 @@ pub enum Verb {
         /// Begin with another volume's bytes as they are now: its name or id
         #[arg(long, env = "SYMPHONY_FROM_VOLUME")]
         from_volume: Option<String>,
+        /// Begin with an image's content: its name or id
+        #[arg(long, env = "SYMPHONY_IMAGE", conflicts_with_all = ["from_volume", "from_snapshot"])]
+        image: Option<String>,
     },
     /// All volumes
     #[command(visible_alias = "ls")]
@@ -55,7 +58,7 @@ pub enum Verb {
         #[arg(long, env = "SYMPHONY_VOLUME_NEW_SIZE", allow_hyphen_values = true)]
         size: ByteSize,
         /// Let it become smaller: what is behind the new end is lost for ever
-        #[arg(long)]
+        #[arg(long, env = "SYMPHONY_ALLOW_SHRINK", value_parser = clap::builder::BoolishValueParser::new())]
         allow_shrink: bool,
     },
     /// Put a volume's bytes back to those of one of its snapshots; nobody may be using it
@@ -153,13 +156,14 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
                 format!("volume '{name}' is {phase}, limits: {}\n", volume.spec.limits)
             })
         }
-        Verb::Create { name, size, pool, from_snapshot, from_volume } => {
+        Verb::Create { name, size, pool, from_snapshot, from_volume, image } => {
             use proto::create_volume_request::Source;
             // A size of nothing is a mistake, and not the same as none.
             if size.is_some_and(|size| size.as_u64() == 0) {
                 return Err(Failure::Usage("a volume's size must not be zero".into()).into());
             }
             let source = from_snapshot.map(Source::FromSnapshot).or(from_volume.map(Source::FromVolume));
+            let source = source.or(image.map(Source::Image));
             let (size, pool) = (size.map_or(0, ByteSize::as_u64), pool.unwrap_or_default());
             let request = proto::CreateVolumeRequest { name, size, pool, source };
             let volume = object(answer(manager.client.create_volume(request).await, "manager")?)?;
@@ -275,7 +279,9 @@ fn describe(volume: &Volume, attached: &[Attachment]) -> String {
         ("Message", status.message.clone().unwrap_or_else(|| "-".into())),
         ("Generation", volume.meta.generation.as_u64().to_string()),
     ];
-    if let Some(source) = volume.spec.source {
+    if let Some(tie) = &volume.spec.image {
+        rows.push(("Image", tie.image.to_string()));
+    } else if let Some(source) = volume.spec.source {
         rows.push(("Copy of", source.to_string()));
     }
     for replica in &status.placement {

@@ -33,9 +33,17 @@ pub fn spinner(text: String) -> ProgressBar {
 /// # Errors
 /// If it cannot be, as far as the block service can tell, or time runs out.
 pub async fn settle(session: &Session, first: Object, until: Until) -> Result<Object> {
-    if !session.wait {
-        return Ok(first);
+    match session.wait {
+        true => wait_for(session, first, until).await,
+        false => Ok(first),
     }
+}
+
+/// As [`settle`], whether or not the user wants to wait: for what has to be done before the next step.
+///
+/// # Errors
+/// As those of [`settle`].
+pub async fn wait_for(session: &Session, first: Object, until: Until) -> Result<Object> {
     let (kind, id, name) = (first.kind(), first.id(), first.label());
     let doing = match until {
         Until::Ready => format!("waiting for {kind} '{name}'"),

@@ -98,6 +98,7 @@ fn compare_views(stored: &View, live: &View, revision: Revision, faults: &mut Ve
     tables::<Pool>(stored, live, revision, faults);
     tables::<Volume>(stored, live, revision, faults);
     tables::<Snapshot>(stored, live, revision, faults);
+    tables::<Image>(stored, live, revision, faults);
     tables::<Attachment>(stored, live, revision, faults);
     tables::<Client>(stored, live, revision, faults);
     tables::<Token>(stored, live, revision, faults);
@@ -108,7 +109,7 @@ fn compare_views(stored: &View, live: &View, revision: Revision, faults: &mut Ve
 fn check_state(view: &View, findings: &mut Findings) {
     let faults = &mut findings.faults;
     findings.objects = view.services.len() + view.pools.len() + view.volumes.len() + view.attachments.len();
-    findings.objects += view.snapshots.len() + view.clients.len() + view.tokens.len();
+    findings.objects += view.snapshots.len() + view.images.len() + view.clients.len() + view.tokens.len();
     faults.extend(view.unreadable.iter().map(|(key, reason)| format!("{key} cannot be read: {reason}")));
     let mut expected = BTreeMap::new();
     let mut promised: BTreeMap<PoolId, ByteSize> = BTreeMap::new();
@@ -170,6 +171,7 @@ fn check_state(view: &View, findings: &mut Findings) {
     expected.extend(clients.map(|meta| ((Kind::Client, meta.name.clone()), meta.id.to_string())));
     let tokens = view.tokens.values().map(|token| &token.value.meta);
     expected.extend(tokens.map(|meta| ((Kind::Token, meta.name.clone()), meta.id.to_string())));
+    check_images(view, &mut expected, faults);
     check_attachments(view, faults);
     for ((kind, name), id) in &expected {
         match view.names.get(&(*kind, name.clone())) {
@@ -184,6 +186,36 @@ fn check_state(view: &View, findings: &mut Findings) {
         match view.get::<Service>(session.value.service) {
             Some(service) if !service.meta.is_removed() => {}
             _ => faults.push(format!("session {} belongs to a service that is no member", session.value.id)),
+        }
+    }
+}
+
+/// Images and the volumes that keep their bytes name each other.
+fn check_images(view: &View, expected: &mut BTreeMap<(Kind, Name), String>, faults: &mut Vec<String>) {
+    for image in view.images.values().map(|image| &*image.value) {
+        let name = &image.meta.name;
+        expected.insert((Kind::Image, name.clone()), image.meta.id.to_string());
+        for base in &image.status.bases {
+            match view.get::<Volume>(*base) {
+                Some(volume) if volume.base_of() == Some(image.meta.id) => {}
+                Some(_) => faults.push(format!("image '{name}' is kept by volume {base}, which is not its own")),
+                None => faults.push(format!("image '{name}' is kept by volume {base}, which does not exist")),
+            }
+        }
+        let bases = || image.status.bases.iter().filter_map(|base| view.get::<Volume>(*base));
+        if image.is_whole() && !bases().any(|base| base.is_complete_base()) {
+            faults.push(format!("image '{name}' is ready, but nothing that keeps its content is"));
+        }
+        if image.meta.is_removed() && bases().any(|base| !base.meta.is_removed()) {
+            faults.push(format!("image '{name}' is being removed, but not all that keeps its content"));
+        }
+    }
+    for volume in view.volumes.values().map(|volume| &*volume.value) {
+        let Some(id) = volume.base_of() else { continue };
+        let listed = view.get::<Image>(id).is_some_and(|image| image.status.bases.contains(&volume.meta.id));
+        if !listed {
+            faults
+                .push(format!("volume '{}' keeps the content of image {id}, which does not list it", volume.meta.name));
         }
     }
 }
@@ -276,7 +308,8 @@ fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Invento
                         disk.generation.as_u64()
                     ));
                 }
-                if !disk.exported {
+                let hidden = volume.spec.image.as_deref().is_some_and(ImageTie::is_kept_from_clients);
+                if !disk.exported && !hidden {
                     findings.faults.push(format!("volume '{name}' is ready, but not exported"));
                 }
             }

@@ -5,11 +5,12 @@ use super::draft::Draft;
 use super::plan;
 use super::refusal::Refusal;
 use super::view::{Stored, View};
-use super::{Manager, Stage, access, check, dispatcher, enrollment, events};
+use super::{Manager, Stage, access, check, dispatcher, enrollment, events, images};
 use crate::manager::member::Member;
 use crate::model::*;
 use crate::rpc::{Caller, Fault, FaultKind, Malformed, Peer, proto};
 use proto::{control_server::Control, dispatcher_server::Dispatcher, enrollment_server::Enrollment};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -56,6 +57,7 @@ fn find(view: &View, kind: Kind, reference: &str) -> Result<Object, Refusal> {
         Kind::Pool => named(view, reference, Object::Pool),
         Kind::Volume => named(view, reference, Object::Volume),
         Kind::Snapshot => named(view, reference, Object::Snapshot),
+        Kind::Image => named(view, reference, Object::Image),
         Kind::Attachment => {
             let id = plan::resolve_attachment(view, reference);
             id.and_then(|id| view.get::<Attachment>(id)).cloned().map(Object::Attachment)
@@ -183,7 +185,11 @@ impl Control for Face {
         let (objects, more) = match malformed(kind_of(request.kind))? {
             Kind::Service => page(&view, token(after)?, limit, Object::Service),
             Kind::Pool => page(&view, token(after)?, limit, Object::Pool),
-            Kind::Volume => page(&view, token(after)?, limit, Object::Volume),
+            // What keeps an image's bytes is nobody's volume.
+            Kind::Volume => {
+                page_where(&view, token(after)?, limit, Object::Volume, |volume: &Volume| volume.base_of().is_none())
+            }
+            Kind::Image => page(&view, token(after)?, limit, Object::Image),
             Kind::Snapshot => {
                 let wanted = |held: &Snapshot| volume.is_none_or(|volume| held.spec.volume == volume);
                 page_where(&view, token(after)?, limit, Object::Snapshot, wanted)
@@ -254,6 +260,15 @@ impl Control for Face {
         answer(&Object::Pool(member.writer.write(plan).await?))
     }
 
+    async fn extend_pool(&self, request: Request<proto::ExtendPoolRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let proto::ExtendPoolRequest { reference, more, cancel } = request.into_inner();
+        let more = Devices::from(more.unwrap_or_default());
+        let cancel: Vec<PathBuf> = cancel.into_iter().map(PathBuf::from).collect();
+        let plan = move |draft: &mut Draft<'_>| plan::extend_pool(draft, &author, &reference, &more, &cancel);
+        answer(&Object::Pool(member.writer.write(plan).await?))
+    }
+
     async fn remove_pool(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
         let (member, author) = self.acting(&request)?;
         let reference = request.into_inner().reference;
@@ -269,6 +284,9 @@ impl Control for Face {
         let origin = request.source.map(|source| match source {
             proto::create_volume_request::Source::FromSnapshot(snapshot) => plan::Origin::Snapshot(snapshot),
             proto::create_volume_request::Source::FromVolume(volume) => plan::Origin::Volume(volume),
+            proto::create_volume_request::Source::Image(reference) => {
+                plan::Origin::Image { reference, base: VolumeId::generate() }
+            }
         });
         // A copy is as large as what it is copied from unless a size is named.
         let size = (request.size > 0 || origin.is_none()).then(|| ByteSize::bytes(request.size));
@@ -326,6 +344,28 @@ impl Control for Face {
         let reference = request.into_inner().reference;
         let snapshot = member.writer.write(move |draft| plan::remove_snapshot(draft, &author, &reference)).await?;
         answer(&Object::Snapshot(snapshot))
+    }
+
+    async fn import_image(&self, request: Request<proto::ImportImageRequest>) -> Answer<proto::ImportImageResponse> {
+        let (member, author) = self.acting(&request)?;
+        let caller = peer_of(&request)?.caller().clone();
+        images::import(&member, author, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn record_upload(&self, request: Request<proto::RecordUploadRequest>) -> Answer<proto::Object> {
+        images::record_upload(&*self.0.member()?, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn seal_image(&self, request: Request<proto::SealImageRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        images::seal(&member, author, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn remove_image(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let reference = request.into_inner().reference;
+        let image = member.writer.write(move |draft| plan::remove_image(draft, &author, &reference)).await?;
+        answer(&Object::Image(image))
     }
 
     async fn attach_volume(&self, request: Request<proto::AttachVolumeRequest>) -> Answer<proto::Object> {

@@ -7,7 +7,7 @@
 use super::refusal::Refusal;
 use super::view::{Stored, View};
 use crate::model::{
-    Attachment, Client, Event, EventId, Kind, Name, Pool, Service, Session, Snapshot, Timestamp, Token, Volume,
+    Attachment, Client, Event, EventId, Image, Kind, Name, Pool, Service, Session, Snapshot, Timestamp, Token, Volume,
 };
 use crate::pki::Authority;
 use crate::store::{Compare, Key, LeaseId, Op, Txn};
@@ -24,6 +24,7 @@ struct Overlay {
     pools: Planned<Pool>,
     volumes: Planned<Volume>,
     snapshots: Planned<Snapshot>,
+    images: Planned<Image>,
     attachments: Planned<Attachment>,
     clients: Planned<Client>,
     tokens: Planned<Token>,
@@ -67,7 +68,7 @@ macro_rules! drafted {
 }
 drafted!(
     Service: services, Session: sessions, Pool: pools, Volume: volumes,
-    Snapshot: snapshots, Attachment: attachments, Client: clients, Token: tokens, Event: events
+    Snapshot: snapshots, Image: images, Attachment: attachments, Client: clients, Token: tokens, Event: events
 );
 
 impl<'v> Draft<'v> {
@@ -227,6 +228,7 @@ impl<'v> Draft<'v> {
             + overlay.pools.len()
             + overlay.volumes.len()
             + overlay.snapshots.len()
+            + overlay.images.len()
             + overlay.attachments.len()
             + overlay.clients.len()
             + overlay.tokens.len()
@@ -247,6 +249,7 @@ impl<'v> Draft<'v> {
             pools,
             volumes,
             snapshots,
+            images,
             attachments,
             clients,
             tokens,
@@ -262,6 +265,7 @@ impl<'v> Draft<'v> {
         extend(&mut ops, pools, self.view, &leases)?;
         extend(&mut ops, volumes, self.view, &leases)?;
         extend(&mut ops, snapshots, self.view, &leases)?;
+        extend(&mut ops, images, self.view, &leases)?;
         extend(&mut ops, attachments, self.view, &leases)?;
         extend(&mut ops, clients, self.view, &leases)?;
         extend(&mut ops, tokens, self.view, &leases)?;

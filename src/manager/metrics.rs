@@ -92,6 +92,8 @@ fn objects(view: &View, page: &mut Page) {
     page.gauge("volumes", "Volumes by phase", tally(volumes));
     let snapshots = view.snapshots.values().map(|held| vec![("phase", held.value.status.phase.to_string())]);
     page.gauge("snapshots", "Snapshots by phase", tally(snapshots));
+    let images = view.images.values().map(|held| vec![("phase", held.value.status.phase.to_string())]);
+    page.gauge("images", "Images by phase", tally(images));
     let attachments = view.attachments.values().map(|held| vec![("phase", held.value.status.phase.to_string())]);
     page.gauge("attachments", "Attachments by phase", tally(attachments));
     let pools = || view.pools.values().map(|pool| &*pool.value);

@@ -18,6 +18,7 @@ mod dispatcher;
 mod draft;
 mod enrollment;
 mod events;
+mod images;
 mod init;
 mod leader;
 mod member;

@@ -50,7 +50,7 @@ pub enum Refusal {
 fn noun(kind: Kind) -> String {
     match kind {
         Kind::Client | Kind::Token => format!("manager {kind}"),
-        Kind::Service | Kind::Pool | Kind::Volume | Kind::Snapshot | Kind::Attachment => kind.to_string(),
+        Kind::Service | Kind::Pool | Kind::Volume | Kind::Snapshot | Kind::Image | Kind::Attachment => kind.to_string(),
     }
 }
 

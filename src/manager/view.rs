@@ -48,6 +48,7 @@ pub struct View {
     pub pools: Table<Pool>,
     pub volumes: Table<Volume>,
     pub snapshots: Table<Snapshot>,
+    pub images: Table<Image>,
     pub attachments: Table<Attachment>,
     pub clients: Table<Client>,
     pub tokens: Table<Token>,
@@ -107,6 +108,7 @@ impl View {
             Place::Pool(_) => self.take::<Pool>(&entry, touched),
             Place::Volume(_) => self.take::<Volume>(&entry, touched),
             Place::Snapshot(_) => self.take::<Snapshot>(&entry, touched),
+            Place::Image(_) => self.take::<Image>(&entry, touched),
             Place::Attachment(_) => self.take::<Attachment>(&entry, touched),
             Place::Client(_) => self.take::<Client>(&entry, touched),
             Place::Token(_) => self.take::<Token>(&entry, touched),
@@ -170,6 +172,7 @@ impl View {
             Place::Pool(id) => self.forget::<Pool>(id, touched),
             Place::Volume(id) => self.forget::<Volume>(id, touched),
             Place::Snapshot(id) => self.forget::<Snapshot>(id, touched),
+            Place::Image(id) => self.forget::<Image>(id, touched),
             Place::Attachment(id) => self.forget::<Attachment>(id, touched),
             Place::Client(id) => self.forget::<Client>(id, touched),
             Place::Token(id) => self.forget::<Token>(id, touched),
@@ -389,6 +392,7 @@ mod tests {
             source: None,
             revert: None,
             shrunk: None,
+            image: None,
         };
         Volume::new(meta, spec, vec![replica])
     }

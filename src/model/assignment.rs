@@ -1,9 +1,9 @@
 //! What one block service must hold, and how such a set changes from one message to the next.
 
 use super::{
-    Attachment, AttachmentId, AttachmentReport, ByteSize, ClientId, Driver, Generation, Limits, Name, Observed, Pool,
-    PoolId, PoolReport, Report, Revert, ServiceId, Snapshot, SnapshotId, SnapshotMember, SnapshotReport, Source,
-    Volume, VolumeId, VolumeReport,
+    Attachment, AttachmentId, AttachmentReport, ByteSize, ClientId, Driver, Generation, ImageTie, Limits, Name,
+    Observed, Pool, PoolId, PoolReport, Report, Revert, ServiceId, Snapshot, SnapshotId, SnapshotMember,
+    SnapshotReport, Source, Volume, VolumeId, VolumeReport,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,6 +36,8 @@ pub struct VolumeAssignment {
     /// The generation in which it was last allowed to become smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shrunk: Option<Generation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Box<ImageTie>>,
     /// The volume has held bytes once; a missing backing file is then an error, never a fresh start.
     pub made: bool,
     /// Tombstone: permission to destroy the volume's data.
@@ -261,6 +263,7 @@ impl VolumeAssignment {
             source: volume.spec.source,
             revert: volume.spec.revert,
             shrunk: volume.spec.shrunk,
+            image: volume.spec.image.clone(),
             made: volume.status.size.is_some(),
             removed: volume.meta.is_removed(),
         })
@@ -419,6 +422,7 @@ mod tests {
             source: None,
             revert: None,
             shrunk: None,
+            image: None,
             made: false,
             removed: false,
         }

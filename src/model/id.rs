@@ -87,6 +87,10 @@ identity!(
 identity!(PoolId, "pool");
 identity!(VolumeId, "volume");
 identity!(
+    /// One content that volumes are made of.
+    ImageId, "image"
+);
+identity!(
     /// One client's hold on one volume.
     AttachmentId, "attachment"
 );

@@ -9,10 +9,12 @@ mod attachment;
 mod certificate;
 mod client;
 mod cluster;
+mod device;
 mod event;
 mod figures;
 mod id;
 mod identity;
+mod image;
 mod limits;
 mod meta;
 mod name;
@@ -36,18 +38,22 @@ pub use attachment::{Attachment, AttachmentSpec, AttachmentStatus};
 pub use certificate::{CertificateRecord, Trust};
 pub use client::{Client, ClientRole, ClientSpec, ClientStatus};
 pub use cluster::{Cluster, ClusterSpec};
+pub use device::DeviceFacts;
 pub use event::{Author, EVENTS_KEPT, Event};
 pub use figures::{Figures, Latency, Operation, OperationFigures, VolumeFigures};
 pub use id::{
-    AttachmentId, ClientId, ClusterId, EventId, ParseIdError, PoolId, ServiceId, SessionId, SnapshotId, TokenId,
-    VolumeId,
+    AttachmentId, ClientId, ClusterId, EventId, ImageId, ParseIdError, PoolId, ServiceId, SessionId, SnapshotId,
+    TokenId, VolumeId,
 };
 pub use identity::{Identity, Membership};
+pub use image::{
+    Digest, DigestError, Image, ImageFormat, ImageRole, ImageSpec, ImageStatus, ImageTie, Seal, Supply, Uploaded,
+};
 pub use limits::Limits;
 pub use meta::{Generation, Meta};
 pub use name::{Name, NameError};
 pub use object::{Kind, Object, UnknownKind};
-pub use pool::{Driver, Pool, PoolSpec, PoolStatus};
+pub use pool::{Devices, Driver, Pool, PoolSpec, PoolStatus};
 pub use report::{
     AttachmentReport, Inventory, InventoryPool, InventorySnapshot, InventoryVolume, Observed, PoolCapacity, PoolReport,
     Report, ServedVolume, SnapshotReport, TakenSnapshot, VolumeReport,

@@ -1,6 +1,6 @@
 //! Any object, for the places that treat all kinds alike: lists, lookups, watches, output.
 
-use super::{Attachment, Client, Phase, Pool, Service, ServiceState, Snapshot, Timestamp, Token, Volume};
+use super::{Attachment, Client, Image, Phase, Pool, Service, ServiceState, Snapshot, Timestamp, Token, Volume};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -11,6 +11,7 @@ pub enum Kind {
     Pool,
     Volume,
     Snapshot,
+    Image,
     Attachment,
     Client,
     Token,
@@ -18,12 +19,20 @@ pub enum Kind {
 
 /// The text names no kind of object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a kind of object: it is service, pool, volume, snapshot, attachment, client or token")]
+#[error("'{0}' is not a kind of object: it is service, pool, volume, snapshot, image, attachment, client or token")]
 pub struct UnknownKind(String);
 
 impl Kind {
-    pub const ALL: [Kind; 7] =
-        [Kind::Service, Kind::Pool, Kind::Volume, Kind::Snapshot, Kind::Attachment, Kind::Client, Kind::Token];
+    pub const ALL: [Kind; 8] = [
+        Kind::Service,
+        Kind::Pool,
+        Kind::Volume,
+        Kind::Snapshot,
+        Kind::Image,
+        Kind::Attachment,
+        Kind::Client,
+        Kind::Token,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -31,6 +40,7 @@ impl Kind {
             Kind::Pool => "pool",
             Kind::Volume => "volume",
             Kind::Snapshot => "snapshot",
+            Kind::Image => "image",
             Kind::Attachment => "attachment",
             Kind::Client => "client",
             Kind::Token => "token",
@@ -62,6 +72,7 @@ pub enum Object {
     Pool(Pool),
     Volume(Volume),
     Snapshot(Snapshot),
+    Image(Image),
     Attachment(Attachment),
     Client(Client),
     Token(Token),
@@ -75,6 +86,7 @@ macro_rules! meta {
             Object::Pool(Pool { meta: $meta, .. }) => $value,
             Object::Volume(Volume { meta: $meta, .. }) => $value,
             Object::Snapshot(Snapshot { meta: $meta, .. }) => $value,
+            Object::Image(Image { meta: $meta, .. }) => $value,
             Object::Attachment(Attachment { meta: $meta, .. }) => $value,
             Object::Client(Client { meta: $meta, .. }) => $value,
             Object::Token(Token { meta: $meta, .. }) => $value,
@@ -89,6 +101,7 @@ impl Object {
             Object::Pool(_) => Kind::Pool,
             Object::Volume(_) => Kind::Volume,
             Object::Snapshot(_) => Kind::Snapshot,
+            Object::Image(_) => Kind::Image,
             Object::Attachment(_) => Kind::Attachment,
             Object::Client(_) => Kind::Client,
             Object::Token(_) => Kind::Token,
@@ -131,6 +144,7 @@ impl Object {
             Object::Pool(pool) => (pool.status.phase, pool.status.message.as_deref()),
             Object::Volume(volume) => (volume.status.phase, volume.status.message.as_deref()),
             Object::Snapshot(snapshot) => (snapshot.status.phase, snapshot.status.message.as_deref()),
+            Object::Image(image) => (image.status.phase, image.status.message.as_deref()),
             Object::Attachment(attachment) => (attachment.status.phase, attachment.status.message.as_deref()),
             Object::Client(_) | Object::Token(_) if self.is_removed() => (Phase::Removing, None),
             Object::Client(_) | Object::Token(_) => (Phase::Ready, None),
@@ -140,7 +154,8 @@ impl Object {
     /// Whether the status speaks of the present spec, and not of one before it.
     pub fn is_observed(&self) -> bool {
         match self {
-            Object::Service(_) | Object::Client(_) | Object::Token(_) => true,
+            // An image's status is reset with its spec.
+            Object::Service(_) | Object::Image(_) | Object::Client(_) | Object::Token(_) => true,
             Object::Attachment(held) => held.status.observed_generation == held.meta.generation,
             Object::Pool(pool) => pool.status.observed_generation == pool.meta.generation,
             Object::Volume(volume) => volume.status.observed_generation == volume.meta.generation,

@@ -2,7 +2,11 @@
 
 use super::{ByteSize, Generation, Level, Meta, Phase, PoolId, PoolMetadata, PoolRules, ServiceId, Timestamp};
 use serde::{Deserialize, Serialize};
-use std::{fmt, path::PathBuf};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// More disks than one host has for one pool.
+const MOST_DEVICES: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
@@ -33,21 +37,95 @@ pub enum Driver {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<ByteSize>,
     },
+    /// Logical volumes in a volume group of the pool's own, each with all of its space.
+    Lvm(Devices),
+    /// Logical volumes that share a thin pool.
+    LvmThin(Devices),
+}
+
+/// What a pool is made of on the block service's host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Devices {
+    /// Absolute paths, in the user's words.
+    pub devices: Vec<PathBuf>,
+    /// Those of them that may lose what they carry when they enter the pool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wipe: Vec<PathBuf>,
 }
 
 impl Driver {
     /// Whether volumes take space when they are written, and not when they are made.
     pub fn fills_as_written(&self) -> bool {
         match self {
-            Driver::File { .. } => true,
+            Driver::File { .. } | Driver::LvmThin(_) => true,
+            Driver::Lvm(_) => false,
         }
     }
 
     pub fn as_str(&self) -> &'static str {
         match self {
             Driver::File { .. } => "file",
+            Driver::Lvm(_) => "lvm",
+            Driver::LvmThin(_) => "lvm-thin",
         }
     }
+
+    pub fn devices(&self) -> Option<&Devices> {
+        match self {
+            Driver::File { .. } => None,
+            Driver::Lvm(devices) | Driver::LvmThin(devices) => Some(devices),
+        }
+    }
+
+    /// Where it keeps its bytes, for people.
+    pub fn place(&self) -> String {
+        match self {
+            Driver::File { path, .. } => path.display().to_string(),
+            Driver::Lvm(Devices { devices, .. }) | Driver::LvmThin(Devices { devices, .. }) => {
+                devices.iter().map(|device| device.display().to_string()).collect::<Vec<_>>().join(", ")
+            }
+        }
+    }
+
+    /// What no pool can be made of, for people; none if all is well as far as the words go.
+    pub fn fault(&self) -> Option<String> {
+        match self {
+            Driver::File { path, .. } => fault_of_path(path),
+            Driver::Lvm(devices) | Driver::LvmThin(devices) => devices.fault(),
+        }
+    }
+}
+
+impl Devices {
+    fn fault(&self) -> Option<String> {
+        let Self { devices, wipe } = self;
+        if devices.is_empty() {
+            return Some("a pool of this driver needs a device at least".to_owned());
+        }
+        if devices.len() > MOST_DEVICES {
+            return Some(format!("a pool has {MOST_DEVICES} devices at most, these are {}", devices.len()));
+        }
+        if let Some(fault) = devices.iter().chain(wipe).find_map(|path| fault_of_path(path)) {
+            return Some(fault);
+        }
+        let twice = |paths: &[PathBuf]| {
+            let again = paths.iter().enumerate().find(|(number, path)| paths[..*number].contains(path));
+            again.map(|(_, path)| format!("{} is named twice", path.display()))
+        };
+        let stranger = || {
+            let path = wipe.iter().find(|path| !devices.contains(path))?;
+            Some(format!("{} is to be wiped and is none of the pool's devices", path.display()))
+        };
+        twice(devices).or_else(|| twice(wipe)).or_else(stranger)
+    }
+}
+
+/// A path of the block service's host that leads where it says.
+fn fault_of_path(path: &Path) -> Option<String> {
+    let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    let text = path.as_os_str().as_encoded_bytes();
+    let good = path.is_absolute() && plain && text.len() <= 3000 && !text.contains(&0);
+    (!good).then(|| format!("'{}' is not an absolute path without '..'", path.display()))
 }
 
 impl fmt::Display for Driver {
@@ -136,5 +214,43 @@ impl Pool {
         let new = self.meta.bury(now);
         self.status.phase = Phase::Removing;
         new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(devices: &[&str], wipe: &[&str]) -> Driver {
+        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
+        Driver::LvmThin(Devices { devices: paths(devices), wipe: paths(wipe) })
+    }
+
+    #[test]
+    fn devices_that_no_pool_can_have_are_named() {
+        assert_eq!(of(&["/dev/vdb", "/dev/vdc"], &["/dev/vdc"]).fault(), None);
+        let many: Vec<String> = (0..65).map(|number| format!("/dev/d{number}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        for (driver, word) in [
+            (of(&[], &[]), "needs a device"),
+            (of(&many, &[]), "64 devices at most"),
+            (of(&["vdb"], &[]), "'vdb'"),
+            (of(&["/dev/../etc/vdb"], &[]), "'..'"),
+            (of(&["/dev/vdb", "/dev/vdb"], &[]), "named twice"),
+            (of(&["/dev/vdb"], &["/dev/vdb", "/dev/vdb"]), "named twice"),
+            (of(&["/dev/vdb"], &["/dev/vdc"]), "/dev/vdc is to be wiped"),
+        ] {
+            let fault = driver.fault().unwrap();
+            assert!(fault.contains(word), "{fault}");
+        }
+    }
+
+    #[test]
+    fn drivers_are_written_down_as_their_users_name_them() {
+        let json = serde_json::to_string(&of(&["/dev/vdb"], &[])).unwrap();
+        assert_eq!(json, r#"{"type":"lvm-thin","devices":["/dev/vdb"]}"#);
+        assert_eq!(serde_json::from_str::<Driver>(&json).unwrap(), of(&["/dev/vdb"], &[]));
+        let older: Driver = serde_json::from_str(r#"{"type":"file","path":"/srv"}"#).unwrap();
+        assert_eq!(older, Driver::File { path: "/srv".into(), limit: None });
     }
 }

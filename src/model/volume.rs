@@ -1,6 +1,8 @@
 //! Volumes: named, sized block devices in pools.
 
-use super::{ByteSize, Generation, Limits, Meta, Phase, PoolId, Revert, ServiceId, Source, Timestamp, VolumeId};
+use super::{
+    ByteSize, Generation, ImageTie, Limits, Meta, Phase, PoolId, Revert, ServiceId, Source, Timestamp, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -32,6 +34,9 @@ pub struct VolumeSpec {
     /// The generation in which it was last allowed to become smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shrunk: Option<Generation>,
+    /// Of volumes that keep an image's bytes, or were made of an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Box<ImageTie>>,
 }
 
 /// `placement` is the placer's word, the rest the block service's.

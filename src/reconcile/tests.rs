@@ -30,6 +30,7 @@ fn volume(id: u8, generation: u64, removed: bool) -> VolumeAssignment {
         source: None,
         revert: None,
         shrunk: None,
+        image: None,
         made: false,
         removed,
     }

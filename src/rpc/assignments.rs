@@ -48,6 +48,7 @@ impl From<&VolumeAssignment> for proto::VolumeAssignment {
             source: volume.source.map(Into::into),
             revert: volume.revert.map(Into::into),
             shrunk: volume.shrunk.map(Generation::as_u64),
+            image: volume.image.as_deref().map(Into::into),
         }
     }
 }
@@ -70,6 +71,7 @@ impl TryFrom<proto::VolumeAssignment> for VolumeAssignment {
             source: volume.source.map(TryInto::try_into).transpose()?,
             revert: volume.revert.map(TryInto::try_into).transpose()?,
             shrunk: volume.shrunk.map(Generation::new),
+            image: volume.image.map(|tie| tie.try_into().map(Box::new)).transpose()?,
             made: volume.made,
             removed: volume.removed,
         })

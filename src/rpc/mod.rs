@@ -10,8 +10,10 @@ mod assignments;
 mod caller;
 mod connection;
 mod dial;
+mod drivers;
 mod fault;
 mod figures;
+mod images;
 mod limits;
 mod listen;
 mod messages;
@@ -36,7 +38,7 @@ pub use fault::{Fault, FaultKind};
 pub use limits::server;
 pub use listen::{ALPN, Admission, ListenError, Listener, advertised, local_peers};
 pub use messages::{Joiner, Renewer, TokenProof};
-pub use objects::{Malformed, file_driver};
+pub use objects::Malformed;
 
 /// Where managers listen unless told otherwise.
 pub const MANAGER_PORT: u16 = 15760;

@@ -33,6 +33,7 @@ fn volume(id: u8, generation: u64) -> VolumeAssignment {
         source: None,
         revert: None,
         shrunk: None,
+        image: None,
         made: false,
         removed: false,
     }

@@ -2,7 +2,7 @@
 
 use super::StoreError;
 use crate::model::{
-    AttachmentId, ClientId, ClusterId, EventId, Kind, Name, PoolId, ServiceId, SnapshotId, TokenId, VolumeId,
+    AttachmentId, ClientId, ClusterId, EventId, ImageId, Kind, Name, PoolId, ServiceId, SnapshotId, TokenId, VolumeId,
 };
 use std::fmt;
 
@@ -42,6 +42,10 @@ impl Key {
 
     pub fn snapshot(id: SnapshotId) -> Self {
         Self(format!("/snapshot/{id}").into())
+    }
+
+    pub fn image(id: ImageId) -> Self {
+        Self(format!("/image/{id}").into())
     }
 
     pub fn attachment(id: AttachmentId) -> Self {
@@ -114,6 +118,7 @@ pub enum Place {
     Pool(PoolId),
     Volume(VolumeId),
     Snapshot(SnapshotId),
+    Image(ImageId),
     Attachment(AttachmentId),
     Client(ClientId),
     Token(TokenId),
@@ -140,6 +145,7 @@ impl Place {
             ("pool", Some(id), None) => Self::Pool(id.parse().ok()?),
             ("volume", Some(id), None) => Self::Volume(id.parse().ok()?),
             ("snapshot", Some(id), None) => Self::Snapshot(id.parse().ok()?),
+            ("image", Some(id), None) => Self::Image(id.parse().ok()?),
             ("attachment", Some(id), None) => Self::Attachment(id.parse().ok()?),
             ("client", Some(id), None) => Self::Client(id.parse().ok()?),
             ("token", Some(id), None) => Self::Token(id.parse().ok()?),
@@ -180,7 +186,7 @@ mod tests {
     fn every_key_is_read_back_as_what_it_stands_for() {
         let (service, pool, volume) = (ServiceId::generate(), PoolId::generate(), VolumeId::generate());
         let (snapshot, attachment) = (SnapshotId::generate(), AttachmentId::generate());
-        let (client, token) = (ClientId::generate(), TokenId::generate());
+        let (image, client, token) = (ImageId::generate(), ClientId::generate(), TokenId::generate());
         let (event, cluster) = (EventId::generate(), ClusterId::generate());
         let name: Name = "db-01".parse().unwrap();
         for (key, place) in [
@@ -191,6 +197,7 @@ mod tests {
             (Key::pool(pool), Place::Pool(pool)),
             (Key::volume(volume), Place::Volume(volume)),
             (Key::snapshot(snapshot), Place::Snapshot(snapshot)),
+            (Key::image(image), Place::Image(image)),
             (Key::attachment(attachment), Place::Attachment(attachment)),
             (Key::client(client), Place::Client(client)),
             (Key::token(token), Place::Token(token)),

@@ -4,6 +4,7 @@
 //! release executable named by `SYMPHONY_BENCH_BINARY`; etcd is a real cluster of three members on this machine.
 
 mod figures;
+mod images;
 mod processes;
 mod raw;
 mod restarts;
@@ -43,6 +44,11 @@ async fn run(binary: PathBuf) -> Result<()> {
     println!("measuring restarts in place …");
     let cloud = processes::Cloud::start(&binary, &[]).await?;
     restarts::measure(&cloud, &mut figures).await?;
+    drop(cloud);
+
+    println!("measuring imports of images …");
+    let cloud = processes::Cloud::start(&binary, &[]).await?;
+    tokio::task::block_in_place(|| images::measure(&binary, &cloud, &mut figures))?;
     drop(cloud);
 
     println!("measuring what encryption costs …");

@@ -7,8 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use symphony::model::Driver;
+use symphony::rpc::dial_socket;
 use symphony::rpc::proto::{self, block_control_client::BlockControlClient, control_client::ControlClient};
-use symphony::rpc::{dial_socket, file_driver};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -96,7 +97,7 @@ impl Cloud {
         let block = Process::start(binary, &place("log"), &args)?;
         let mut joined = BlockControlClient::new(dial(&place("block/control.sock")).await?);
         joined.init_block(proto::InitBlockRequest { manager: address, token: None }).await?;
-        let driver = Some(file_driver(text(place("pool")), None));
+        let driver = Some((&Driver::File { path: text(place("pool")).into(), limit: None }).into());
         let request = proto::CreatePoolRequest { name: "pool".into(), service: String::new(), driver, rules: None };
         control.create_pool(request).await?;
         wait_ready(&mut control, proto::Kind::Pool, "pool").await?;

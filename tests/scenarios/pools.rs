@@ -31,6 +31,7 @@ fn a_pool_promises_as_much_as_its_rules_say() {
     qemu_io(&uri, &["read -P 7 0 32M", "write -P 8 32M 1M"]).succeeds();
     ctl.ok("pool set p --warn-at 80% --refuse-at 95%");
     assert_eq!(ctl.text("pool get p", "/status/level"), "ok");
+    ctl.ok("pool set p --overcommit 4");
     ctl.ok("snapshot create a s");
     ctl.check();
 }

@@ -19,13 +19,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pki", &["model", "runtime"]),
     ("rpc", &["model", "runtime", "host", "session", "pki"]),
     ("io", &["model", "runtime", "host"]),
-    ("nbd", &["model", "runtime", "pki"]),
+    ("image", &["model"]),
+    ("nbd", &["model", "runtime", "pki", "image"]),
     ("backend", &["model", "runtime", "host", "io"]),
     ("export", &["model", "runtime", "host", "pki", "io", "nbd"]),
     // Roles.
     ("manager", &["model", "runtime", "host", "store", "discovery", "session", "pki", "rpc"]),
-    ("block", &["model", "runtime", "host", "session", "reconcile", "pki", "rpc", "io", "nbd", "backend", "export"]),
-    ("ctl", &["model", "runtime", "host", "pki", "rpc", "nbd"]),
+    (
+        "block",
+        &["model", "runtime", "host", "session", "reconcile", "pki", "rpc", "io", "image", "nbd", "backend", "export"],
+    ),
+    ("ctl", &["model", "runtime", "host", "pki", "rpc", "image", "nbd"]),
     // Shell.
     ("cli", &["model", "runtime", "host", "rpc", "manager", "block", "ctl"]),
 ];

@@ -6,6 +6,7 @@ mod attachment;
 mod authority;
 mod client;
 mod enrollment;
+mod image;
 mod pool;
 mod record;
 mod report;
@@ -22,7 +23,8 @@ pub use client::{Commission, create_client, purge_client, remove_client};
 pub use enrollment::{
     Application, Granted, Renewal, Request, Standing, enroll, hosts, lifetime, record_of, renew_service,
 };
-pub use pool::{RuleChanges, create_pool, remove_pool, set_pool};
+pub use image::{WantedImage, import_image, record_upload, remove_image, seal_image};
+pub use pool::{RuleChanges, create_pool, extend_pool, remove_pool, set_pool};
 pub use record::{PRUNED_AT_ONCE, prune_events};
 pub use report::take_reports;
 pub use service::{admit_session, join_service, mark_down, purge_service, remove_service};
@@ -34,13 +36,20 @@ use super::draft::{Draft, Drafted};
 use super::refusal::Refusal;
 use super::view::{Stored, View};
 use crate::model::{
-    Client, ClientId, Kind, Name, Pool, Service, ServiceId, ServiceType, Snapshot, Timestamp, Token, TokenId, Volume,
+    Client, ClientId, Image, Kind, Name, Pool, Service, ServiceId, ServiceType, Snapshot, Timestamp, Token, TokenId,
+    Volume,
 };
 use std::str::FromStr;
 
 /// What users call by name.
 pub trait Named: Drafted {
     const KIND: Kind;
+
+    /// # Errors
+    /// If it is part of something else, and nobody asks anything of it by itself.
+    fn own(&self, _draft: &Draft<'_>) -> Result<(), Refusal> {
+        Ok(())
+    }
 }
 
 impl Named for Pool {
@@ -49,10 +58,18 @@ impl Named for Pool {
 
 impl Named for Volume {
     const KIND: Kind = Kind::Volume;
+
+    fn own(&self, draft: &Draft<'_>) -> Result<(), Refusal> {
+        image::own_volume(draft, self)
+    }
 }
 
 impl Named for Snapshot {
     const KIND: Kind = Kind::Snapshot;
+}
+
+impl Named for Image {
+    const KIND: Kind = Kind::Image;
 }
 
 impl Named for Client {
@@ -76,7 +93,9 @@ where
             draft.named(T::KIND, &name).and_then(|id| id.parse().ok()).ok_or_else(missing)?
         }
     };
-    draft.get::<T>(id).cloned().ok_or_else(missing)
+    let found = draft.get::<T>(id).ok_or_else(missing)?;
+    found.own(draft)?;
+    Ok(found.clone())
 }
 
 /// The id of the object that a user means by an id or a name, as the view shows it.

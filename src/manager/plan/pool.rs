@@ -1,10 +1,15 @@
 //! Pools.
 
+use super::image::{images_of, is_spare};
 use super::{find, find_block_service};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Author, Driver, Kind, Meta, Name, Pool, PoolId, PoolRules, PoolSpec, Service, Snapshot, Volume};
+use crate::model::{
+    Author, Devices, Driver, Kind, Meta, Name, Phase, Pool, PoolId, PoolRules, PoolSpec, Service, ServiceId, Snapshot,
+    Volume,
+};
+use std::path::PathBuf;
 
 /// What to do about each of a pool's rules: absent, it stays.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,40 +79,91 @@ pub fn create_pool(
 ) -> Result<Pool, Refusal> {
     let service = find_block_service(draft.view(), service)?;
     let rules = rules.applied_to(PoolRules::default(), driver)?;
-    let Driver::File { path, limit } = driver;
-    if limit.is_some_and(|limit| limit.as_u64() == 0) {
+    if matches!(driver, Driver::File { limit: Some(limit), .. } if limit.as_u64() == 0) {
         return Err(Refusal::Invalid("a pool's limit must not be zero".into()));
     }
     draft.claim(Kind::Pool, name, id)?;
-    let same = |pool: &&Pool| {
-        let Driver::File { path: other, .. } = &pool.spec.driver;
-        pool.spec.service == service.meta.id && other == path
-    };
-    if let Some(other) = draft.all::<Pool>().find(same) {
-        let (path, other) = (path.display(), &other.meta.name);
-        return Err(Refusal::Precondition(format!("{path} is the directory of pool '{other}' already")));
-    }
+    check_free(draft, service.meta.id, driver)?;
     // A service that is removed meanwhile must not end up with a pool.
     draft.guard::<Service>(service.meta.id);
     let spec = PoolSpec { service: service.meta.id, driver: driver.clone(), rules };
     let pool = Pool::new(Meta::new(id, name.clone(), draft.now), spec);
     draft.put(pool.clone());
-    let detail = format!("{} at {} on service {}", pool.spec.driver, path.display(), service.meta.id);
+    let detail = format!("{} at {} on service {}", pool.spec.driver, driver.place(), service.meta.id);
     audit(draft, author, "pool.create", Kind::Pool, id, name, Some(detail));
     Ok(pool)
 }
 
-/// Sets an empty pool's tombstone.
+/// Gives more devices to a pool that is made of devices, or gives up on some that could not be taken.
+///
+/// # Errors
+/// If there is no such pool, it is made of files, or a device makes no sense or is a pool's already.
+pub fn extend_pool(
+    draft: &mut Draft<'_>,
+    author: &Author,
+    reference: &str,
+    more: &Devices,
+    cancel: &[PathBuf],
+) -> Result<Pool, Refusal> {
+    let mut pool = find::<Pool>(draft, reference)?;
+    let name = pool.meta.name.clone();
+    if pool.meta.is_removed() {
+        return Err(Refusal::Removing { kind: Kind::Pool, name });
+    }
+    let added = Driver::Lvm(more.clone());
+    if let Some(fault) = added.fault().filter(|_| cancel.is_empty() || *more != Devices::default()) {
+        return Err(Refusal::Invalid(fault));
+    }
+    check_free(draft, pool.spec.service, &added)?;
+    let (Driver::Lvm(devices) | Driver::LvmThin(devices)) = &mut pool.spec.driver else {
+        return Err(Refusal::Precondition(format!("pool '{name}' is made of files: devices cannot be given to it")));
+    };
+    if let Some(stranger) = cancel.iter().find(|path| !devices.devices.contains(path)) {
+        let stranger = stranger.display();
+        return Err(Refusal::Invalid(format!("{stranger} is none of the devices that pool '{name}' is to have")));
+    }
+    devices.devices.retain(|device| !cancel.contains(device));
+    devices.wipe.retain(|device| !cancel.contains(device));
+    devices.devices.extend(more.devices.iter().cloned());
+    devices.wipe.extend(more.wipe.iter().cloned());
+    if let Some(fault) = pool.spec.driver.fault() {
+        return Err(Refusal::Invalid(fault));
+    }
+    pool.meta.touch(draft.now);
+    pool.status.phase = Phase::Pending;
+    draft.put(pool.clone());
+    let detail = format!("to {}", pool.spec.driver.place());
+    audit(draft, author, "pool.extend", Kind::Pool, pool.meta.id, &name, Some(detail));
+    Ok(pool)
+}
+
+/// Sees to it that no other pool of the service is where this one is to be.
+fn check_free(draft: &Draft<'_>, service: ServiceId, wanted: &Driver) -> Result<(), Refusal> {
+    let taken = |pool: &Pool| match (wanted, &pool.spec.driver) {
+        (Driver::File { path, .. }, Driver::File { path: other, .. }) => (path == other).then(|| path.clone()),
+        (wanted, other) => {
+            let (wanted, other) = (wanted.devices()?, other.devices()?);
+            wanted.devices.iter().find(|device| other.devices.contains(device)).cloned()
+        }
+    };
+    let others = draft.all::<Pool>().filter(|pool| pool.spec.service == service);
+    let found: Option<(PathBuf, Name)> =
+        others.filter_map(|pool| taken(pool).map(|path| (path, pool.meta.name.clone()))).next();
+    let Some((path, other)) = found else { return Ok(()) };
+    let (path, what) = (path.display(), if wanted.devices().is_some() { "a device" } else { "the directory" });
+    Err(Refusal::Precondition(format!("{path} is {what} of pool '{other}' already")))
+}
+
+/// Sets an empty pool's tombstone. What it keeps of images that others keep, too, goes with it.
 ///
 /// # Errors
 /// If there is no such pool or it holds volumes, which are named.
 pub fn remove_pool(draft: &mut Draft<'_>, author: &Author, reference: &str) -> Result<Pool, Refusal> {
     let mut pool = find::<Pool>(draft, reference)?;
-    let inside: Vec<&str> = draft
-        .all::<Volume>()
-        .filter(|volume| volume.is_in(pool.meta.id))
-        .map(|volume| volume.meta.name.as_str())
-        .collect();
+    let volumes = || draft.all::<Volume>().filter(|volume| volume.is_in(pool.meta.id));
+    let images = images_of(draft, volumes());
+    let inside: Vec<&str> =
+        volumes().filter(|volume| volume.base_of().is_none()).map(|volume| volume.meta.name.as_str()).collect();
     let kept = draft.all::<Snapshot>().filter(|snapshot| snapshot.is_in(pool.meta.id));
     let kept: Vec<&str> = kept.map(|snapshot| snapshot.meta.name.as_str()).collect();
     if inside.is_empty() && !kept.is_empty() {
@@ -122,6 +178,18 @@ pub fn remove_pool(draft: &mut Draft<'_>, author: &Author, reference: &str) -> R
         return Err(Refusal::Precondition(format!(
             "pool '{name}' holds {volumes}: remove them first with `symphony ctl volume remove`"
         )));
+    }
+    let bases: Vec<Volume> = volumes().cloned().collect();
+    if let Some(images) = images.filter(|_| !bases.iter().all(|base| is_spare(draft, base))) {
+        return Err(Refusal::Precondition(format!(
+            "pool '{}' keeps the content of images {images}: remove them first with `symphony ctl image remove`",
+            pool.meta.name
+        )));
+    }
+    for mut base in bases {
+        if base.bury(draft.now) {
+            draft.put(base);
+        }
     }
     if pool.bury(draft.now) {
         draft.put(pool.clone());

@@ -1,5 +1,6 @@
 //! What block services report of their devices.
 
+use super::image::follow_base;
 use super::snapshot::forget_snapshot;
 use super::volume::forget_volume;
 use crate::manager::audit::audit;
@@ -84,6 +85,7 @@ fn take_volume(draft: &mut Draft<'_>, service: ServiceId, report: &VolumeReport)
     if volume.is_let_go_by(report) {
         forget_volume(draft, &volume);
     } else if volume.observe(report) {
+        follow_base(draft, &volume);
         draft.put(volume);
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! Membership.
 
+use super::image::{follow_service, images_of};
 use super::pool::listed;
 use super::snapshot::forget_snapshot;
 use super::volume::forget_volume;
@@ -45,6 +46,9 @@ pub fn admit_session(
     if status.state != ServiceState::Ready {
         status.state = ServiceState::Ready;
         status.since = draft.now;
+    }
+    if status.addresses.rpc != greeting.addresses.rpc {
+        follow_service(draft, session.service, greeting.addresses.rpc.as_deref());
     }
     status.host_name.clone_from(&greeting.host_name);
     status.addresses.clone_from(&greeting.addresses);
@@ -100,10 +104,10 @@ pub(super) fn audit_service(
     audit(draft, author, action, Kind::Service, service.meta.id, &service.status.host_name, detail);
 }
 
-/// How many attachments, snapshots, pools and volumes of a lost service are closed in one transaction: each may take three
-/// operations of it (record, name, the pool's record), and the service itself with its session and the entry in the
+/// How many attachments, snapshots, pools and volumes of a lost service are closed in one transaction: each may take four
+/// operations of it (record, name, the pool's record, the image's), and the service itself with its session and the entry in the
 /// record of changes three more.
-const CLOSED_AT_ONCE: usize = 40;
+const CLOSED_AT_ONCE: usize = 30;
 
 /// Takes a service out. With `lost`, attachments, volumes and pools on it are closed first, a part at a time: the answer
 /// is none while there is more to close, and this is to be called again.
@@ -136,11 +140,16 @@ pub fn remove_service(
     let volumes: Vec<Volume> = draft.all::<Volume>().filter(|volume| volume.is_on(id)).cloned().collect();
     let pools: Vec<Pool> = draft.all::<Pool>().filter(|pool| pool.spec.service == id).cloned().collect();
     if !lost && (!volumes.is_empty() || !pools.is_empty()) {
-        let volumes: Vec<&str> = volumes.iter().map(|volume| volume.meta.name.as_str()).collect();
+        let images = images_of(draft, volumes.iter());
+        let own = volumes.iter().filter(|volume| volume.base_of().is_none());
+        let volumes: Vec<&str> = own.map(|volume| volume.meta.name.as_str()).collect();
         let pools: Vec<&str> = pools.iter().map(|pool| pool.meta.name.as_str()).collect();
         let mut held = Vec::new();
         if !volumes.is_empty() {
             held.push(format!("volumes {}", listed(&volumes)));
+        }
+        if let Some(images) = images {
+            held.push(format!("images {images}"));
         }
         if !pools.is_empty() {
             held.push(format!("pools {}", listed(&pools)));

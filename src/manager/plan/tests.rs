@@ -8,6 +8,8 @@ use crate::store::{self, Batch, Entry, LeaseId, Op, Revision};
 use proptest::prelude::*;
 
 mod attachments;
+mod devices;
+mod images;
 mod limits;
 mod pools;
 mod record;
@@ -161,7 +163,7 @@ impl World {
             assert!(pool.value.promisable().is_none_or(|promisable| sum <= promisable), "overcommitted");
         }
         let named = self.view.pools.len() + self.view.volumes.len() + self.view.snapshots.len();
-        let named = named + self.view.clients.len();
+        let named = named + self.view.clients.len() + self.view.images.len();
         assert_eq!(self.view.names.len(), named);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::attachment::{clients, know_all_attachments};
 use super::find;
+use super::image::{create_of_image, forget_base};
 use super::pool::listed;
 use super::snapshot::{fit_pool, fit_source};
 use crate::manager::audit::audit;
@@ -17,6 +18,11 @@ use crate::model::{
 pub enum Origin {
     Snapshot(String),
     Volume(String),
+    Image {
+        reference: String,
+        /// The volume that keeps the image's bytes in the pool from then on, if there is none yet.
+        base: VolumeId,
+    },
 }
 
 /// What a user asks of a new volume.
@@ -52,7 +58,10 @@ pub fn create_volume(
     wanted: &WantedVolume,
 ) -> Result<Volume, Refusal> {
     let WantedVolume { size, pool, origin } = wanted;
-    let copyable = origin.as_ref().map(|origin| copyable(draft, origin)).transpose()?;
+    if let Some(Origin::Image { reference, base }) = origin {
+        return create_of_image(draft, author, (id, name), (reference, *base), (*size, pool.as_deref()));
+    }
+    let copyable = origin.as_ref().and_then(|origin| copyable(draft, origin).transpose()).transpose()?;
     let size = match (&copyable, *size) {
         (Some(copyable), Some(size)) if size < copyable.size => {
             let text = format!("a copy of {} needs {} at least, {size} are too few", copyable.text, copyable.size);
@@ -82,7 +91,7 @@ pub fn create_volume(
     let replica = Replica { pool: pool_record.meta.id, service: pool_record.spec.service };
     let source = copyable.as_ref().map(|copyable| copyable.source);
     let pool = pool.as_ref().map(|_| pool_record.meta.id);
-    let spec = VolumeSpec { size, pool, limits: Limits::NONE, source, revert: None, shrunk: None };
+    let spec = VolumeSpec { size, pool, limits: Limits::NONE, source, revert: None, shrunk: None, image: None };
     let volume = Volume::new(Meta::new(id, name.clone(), draft.now), spec, vec![replica]);
     let of = copyable.map(|copyable| format!(", a copy of {}", copyable.text)).unwrap_or_default();
     let detail = format!("{size} in pool '{}'{of}", pool_record.meta.name);
@@ -93,7 +102,7 @@ pub fn create_volume(
 }
 
 /// An origin as it stands; its record is written too, so that it cannot be removed at the same time.
-fn copyable(draft: &mut Draft<'_>, origin: &Origin) -> Result<Copyable, Refusal> {
+fn copyable(draft: &mut Draft<'_>, origin: &Origin) -> Result<Option<Copyable>, Refusal> {
     let text = |kind: Kind, name: &Name| format!("{kind} '{name}'");
     let unplaced = |text: &str| Refusal::Precondition(format!("{text} is nowhere"));
     match origin {
@@ -105,7 +114,7 @@ fn copyable(draft: &mut Draft<'_>, origin: &Origin) -> Result<Copyable, Refusal>
             let (source, size) = (Source::Snapshot(snapshot.meta.id), snapshot.status.size.unwrap_or_default());
             snapshot.meta.updated_at = draft.now;
             draft.put(snapshot);
-            Ok(Copyable { source, size, pool, text })
+            Ok(Some(Copyable { source, size, pool, text }))
         }
         Origin::Volume(reference) => {
             let mut volume = find::<Volume>(draft, reference)?;
@@ -121,8 +130,9 @@ fn copyable(draft: &mut Draft<'_>, origin: &Origin) -> Result<Copyable, Refusal>
             let source = Source::Volume(volume.meta.id);
             volume.meta.updated_at = draft.now;
             draft.put(volume);
-            Ok(Copyable { source, size, pool, text })
+            Ok(Some(Copyable { source, size, pool, text }))
         }
+        Origin::Image { .. } => Ok(None),
     }
 }
 
@@ -163,6 +173,12 @@ pub fn resize_volume(
     if size < old {
         know_all_attachments(draft)?;
         detached(draft, &volume)?;
+    }
+    let fetches = volume.spec.image.as_ref().is_some_and(|tie| tie.supply().is_some());
+    if fetches && volume.status.size.is_none() {
+        return Err(Refusal::Precondition(format!(
+            "volume '{name}' is still being filled with its image: grow it once it is ready"
+        )));
     }
     for replica in volume.status.placement.clone() {
         let mut pool = pool_of(draft, replica.pool)?;
@@ -299,9 +315,10 @@ pub(super) fn forget_volume(draft: &mut Draft<'_>, volume: &Volume) {
     }
     draft.release(Kind::Volume, &volume.meta.name);
     draft.delete::<Volume>(volume.meta.id);
+    forget_base(draft, volume);
 }
 
-fn fit_size(size: ByteSize) -> Result<(), Refusal> {
+pub(super) fn fit_size(size: ByteSize) -> Result<(), Refusal> {
     VolumeSpec::fault_of_size(size).map_or(Ok(()), |fault| Err(Refusal::Invalid(fault)))
 }
 
@@ -310,7 +327,7 @@ pub(super) fn pool_of(draft: &Draft<'_>, id: PoolId) -> Result<Pool, Refusal> {
     draft.get::<Pool>(id).cloned().ok_or_else(missing)
 }
 
-fn named_pool(draft: &Draft<'_>, reference: &str, size: ByteSize) -> Result<Pool, Refusal> {
+pub(super) fn named_pool(draft: &Draft<'_>, reference: &str, size: ByteSize) -> Result<Pool, Refusal> {
     let pool = find::<Pool>(draft, reference)?;
     let name = pool.meta.name.clone();
     if pool.meta.is_removed() {
@@ -327,18 +344,21 @@ fn named_pool(draft: &Draft<'_>, reference: &str, size: ByteSize) -> Result<Pool
     }
 }
 
-/// The ready pool on a living service with the most left to promise; by id where two have the same.
-fn roomiest_pool(draft: &Draft<'_>, size: ByteSize) -> Result<Pool, Refusal> {
-    let alive = |pool: &Pool| {
+/// The ready pools on living services, and what each has left to promise.
+pub(super) fn ready_pools<'d>(draft: &'d Draft<'_>) -> impl Iterator<Item = (ByteSize, &'d Pool)> {
+    let alive = move |pool: &Pool| {
         let service = draft.get::<Service>(pool.spec.service);
         service.is_some_and(|service| service.status.state == ServiceState::Ready)
     };
     let fit = |pool: &Pool| pool.status.phase == Phase::Ready && pool.status.level < Level::Full;
-    let ready = |pool: &&Pool| fit(pool) && !pool.meta.is_removed() && alive(pool);
-    let largest = draft
-        .all::<Pool>()
-        .filter(ready)
-        .filter_map(|pool| Some((pool.free()?, std::cmp::Reverse(pool.meta.id), pool)))
+    let ready = move |pool: &&Pool| fit(pool) && !pool.meta.is_removed() && alive(pool);
+    draft.all::<Pool>().filter(ready).filter_map(|pool| Some((pool.free()?, pool)))
+}
+
+/// The ready pool on a living service with the most left to promise; by id where two have the same.
+pub(super) fn roomiest_pool(draft: &Draft<'_>, size: ByteSize) -> Result<Pool, Refusal> {
+    let largest = ready_pools(draft)
+        .map(|(free, pool)| (free, std::cmp::Reverse(pool.meta.id), pool))
         .max_by_key(|(free, id, _)| (*free, *id));
     match largest {
         Some((free, _, pool)) if free >= size => Ok(pool.clone()),

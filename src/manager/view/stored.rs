@@ -118,5 +118,6 @@ stored!(
     |client| client.meta.is_removed(),
     |client| client.meta.is_removed().then(|| client.meta.id.as_uuid())
 );
+stored!(Image, ImageId, image, images, |_| None, |image| image.meta.id, |_| Vec::new());
 stored!(Token, TokenId, token, tokens, |_| None, |token| token.meta.id, |_| Vec::new());
 stored!(Event, EventId, event, events, |_| None, |event| event.id, |_| Vec::new());
