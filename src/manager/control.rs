@@ -45,11 +45,6 @@ fn optional(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn rule_changes(changes: Option<proto::PoolRuleChanges>) -> plan::RuleChanges {
-    let proto::PoolRuleChanges { overcommit_percent, warn_percent, refuse_percent } = changes.unwrap_or_default();
-    plan::RuleChanges { overcommit_percent, warn_percent, refuse_percent }
-}
-
 fn find(view: &View, kind: Kind, reference: &str) -> Result<Object, Refusal> {
     let missing = || Refusal::NoSuch { kind, reference: reference.chars().take(80).collect() };
     let found = match kind {
@@ -245,7 +240,8 @@ impl Control for Face {
         let name = parsed(request.name.parse::<Name>())?;
         let driver = request.driver.ok_or_else(|| Status::invalid_argument("a pool needs a driver"))?;
         let driver = malformed(Driver::try_from(driver))?;
-        let (id, service, rules) = (PoolId::generate(), optional(&request.service), rule_changes(request.rules));
+        let (id, service, rules) =
+            (PoolId::generate(), optional(&request.service), request.rules.unwrap_or_default().into());
         let plan = move |draft: &mut Draft<'_>| {
             plan::create_pool(draft, &author, id, &name, service.as_deref(), &driver, rules)
         };
@@ -255,7 +251,7 @@ impl Control for Face {
     async fn set_pool(&self, request: Request<proto::SetPoolRequest>) -> Answer<proto::Object> {
         let (member, author) = self.acting(&request)?;
         let proto::SetPoolRequest { reference, rules } = request.into_inner();
-        let changes = rule_changes(rules);
+        let changes = rules.unwrap_or_default().into();
         let plan = move |draft: &mut Draft<'_>| plan::set_pool(draft, &author, &reference, changes);
         answer(&Object::Pool(member.writer.write(plan).await?))
     }

@@ -9,6 +9,7 @@ use crate::model::{
     Author, Devices, Driver, Kind, Meta, Name, Phase, Pool, PoolId, PoolRules, PoolSpec, Service, ServiceId, Snapshot,
     Volume,
 };
+use crate::rpc::proto;
 use std::path::PathBuf;
 
 /// What to do about each of a pool's rules: absent, it stays.
@@ -17,6 +18,13 @@ pub struct RuleChanges {
     pub overcommit_percent: Option<u32>,
     pub warn_percent: Option<u32>,
     pub refuse_percent: Option<u32>,
+}
+
+impl From<proto::PoolRuleChanges> for RuleChanges {
+    fn from(changes: proto::PoolRuleChanges) -> Self {
+        let proto::PoolRuleChanges { overcommit_percent, warn_percent, refuse_percent } = changes;
+        Self { overcommit_percent, warn_percent, refuse_percent }
+    }
 }
 
 impl RuleChanges {
