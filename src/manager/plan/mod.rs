@@ -24,7 +24,7 @@ pub use enrollment::{
     Application, Granted, Renewal, Request, Standing, enroll, hosts, lifetime, record_of, renew_service,
 };
 pub use image::{WantedImage, import_image, record_upload, remove_image, seal_image};
-pub use pool::{RuleChanges, create_pool, extend_pool, remove_pool, set_pool};
+pub use pool::{create_pool, extend_pool, remove_pool, set_pool};
 pub use record::{PRUNED_AT_ONCE, prune_events};
 pub use report::take_reports;
 pub use service::{admit_session, join_service, mark_down, purge_service, remove_service};

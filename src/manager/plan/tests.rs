@@ -1,5 +1,6 @@
 //! Planners against a naive store: whatever is committed must add up.
 
+use super::pool::RuleChanges;
 use super::*;
 use crate::manager::draft::Draft;
 use crate::model::*;
