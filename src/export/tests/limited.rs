@@ -134,16 +134,16 @@ fn connections_share_a_limit_however_much_each_has_in_flight() {
     let half = SIZE / 2;
     let (mut deep, mut shallow) = (it.bench.client(), it.bench.client());
     let tickets = submit(&mut deep, 12, 0);
-    it.until_waiting(1);
-    for _ in 0..4 {
+    for round in 1..=4 {
+        // Whoever was allowed to go on has done so, or the next one would go in its place.
+        until(|| it.begun() == 2 * round);
+        it.until_waiting(1);
         let one = submit(&mut shallow, 1, half);
         it.until_waiting(2);
-        let before = it.begun();
         it.step();
-        until(|| it.begun() > before);
+        until(|| it.begun() == 2 * round + 1);
         it.step();
         wait_all(&mut shallow, one);
-        it.until_waiting(1);
     }
     let theirs = it.bench.io.performed().iter().filter(|done| done.offset >= half).count();
     assert_eq!(theirs, 4, "each of them within two steps");
