@@ -1,5 +1,5 @@
 # A pool of thick logical volumes carries the kernel's own NBD client, over a unix socket and over TCP.
-# vm: disks=1G,1G
+# vm: disks=1G,1G seconds=480
 . /vm/lib.sh
 modprobe -a dm-mod dm-snapshot
 

@@ -1,5 +1,5 @@
 # A pool of thin logical volumes carries the kernel's own NBD client, is extended while in use, and gives its space back.
-# vm: disks=1G,1G
+# vm: disks=1G,1G seconds=480
 . /vm/lib.sh
 modprobe -a dm-mod dm-thin-pool
 

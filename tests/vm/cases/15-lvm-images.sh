@@ -1,5 +1,5 @@
 # Volumes are made of an image in pools of both LVM drivers, and shrink again.
-# vm: disks=1G,1G seconds=300
+# vm: disks=1G,1G seconds=600
 . /vm/lib.sh
 modprobe -a dm-mod dm-thin-pool dm-snapshot
 

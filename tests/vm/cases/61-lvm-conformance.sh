@@ -1,5 +1,5 @@
 # Both LVM drivers do what every backend must, and survive devices that are not as they were.
-# vm: disks=512M,512M,512M,512M conformance seconds=900 memory=1536
+# vm: disks=512M,512M,512M,512M conformance seconds=1500 memory=1536
 . /vm/lib.sh
 modprobe -a dm-mod dm-thin-pool loop
 
