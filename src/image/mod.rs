@@ -1,13 +1,13 @@
 //! What disks hold, and how it is written in image files.
 //!
 //! A content is taken in parts, from its first byte to its last, zeros told of and not written out. [`qcow2`] reads one form
-//! of it. Never here: files and sockets; the caller reads.
+//! of it. Never here: files and sockets; the caller opens them.
 
 pub mod qcow2;
 
 use crate::model::Digest;
 use sha2::{Digest as _, Sha256};
-use std::io;
+use std::io::{self, Read};
 
 /// Data come in parts of at most so many bytes.
 pub const PIECE: u64 = 1 << 20;
@@ -88,6 +88,23 @@ pub fn runs_of_zeros(length: u64) -> impl Iterator<Item = &'static [u8]> {
         let count = length.saturating_sub(number * most).min(most);
         ZEROS.get(..usize::try_from(count).unwrap_or(0)).unwrap_or_default()
     })
+}
+
+/// Reads until the buffer is full or the source has ended; says how much came.
+pub fn fill(source: &mut dyn Read, mut buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while !buffer.is_empty() {
+        match source.read(buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                filled += count;
+                buffer = buffer.get_mut(count..).unwrap_or_default();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 #[cfg(test)]

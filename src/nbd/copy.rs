@@ -4,6 +4,7 @@
 //! leaves them out of files. Several requests are in flight at a time. The digest is that of the whole content.
 
 use super::client::{Client, ClientError, Completion, Status, Ticket};
+use crate::image::fill;
 use crate::model::ByteSize;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
@@ -291,21 +292,4 @@ fn data_of(completion: Completion) -> Result<Vec<u8>, ClientError> {
 fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<16>();
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
-}
-
-/// Reads until the buffer is full or the source has ended; says how much came.
-fn fill(source: &mut dyn Read, mut buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while !buffer.is_empty() {
-        match source.read(buffer) {
-            Ok(0) => break,
-            Ok(count) => {
-                filled += count;
-                buffer = buffer.get_mut(count..).unwrap_or_default();
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

@@ -4,7 +4,7 @@ use super::import::Form;
 use crate::ctl::failure::Failure;
 use crate::host::disk::{nameless_file, next_data};
 use crate::image::qcow2::Disk;
-use crate::image::{Content, PIECE, Part, STRIDE};
+use crate::image::{Content, PIECE, Part, STRIDE, fill};
 use crate::model::{ByteSize, ImageFormat};
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -105,23 +105,6 @@ fn spool(stream: &mut dyn Read, file: &mut File, limit: ByteSize) -> Result<()> 
             return Ok(file.flush()?);
         }
     }
-}
-
-/// Reads until the buffer is full or the stream has ended; says how much came.
-fn fill(stream: &mut dyn Read, mut buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while !buffer.is_empty() {
-        match stream.read(buffer) {
-            Ok(0) => break,
-            Ok(count) => {
-                filled += count;
-                buffer = buffer.get_mut(count..).unwrap_or_default();
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 /// A raw file or device; its holes are not read.
