@@ -129,11 +129,14 @@ impl Session {
 
     /// The figures of the service whose control socket is asked; none where a manager is to be asked over the network.
     pub async fn own_figures(&self) -> Result<Option<FiguresClient<Channel>>> {
+        let channel = self.socket_channel().await?;
+        Ok(channel.map(|channel| FiguresClient::new(channel).max_decoding_message_size(MAX_MESSAGE)))
+    }
+
+    /// To whatever service has the control socket; none where a manager is to be asked over the network.
+    async fn socket_channel(&self) -> Result<Option<Channel>> {
         match self.connect.target()? {
-            Target::Socket(_) | Target::DefaultSocket => {
-                let client = FiguresClient::new(self.manager_channel().await?);
-                Ok(Some(client.max_decoding_message_size(MAX_MESSAGE)))
-            }
+            Target::Socket(_) | Target::DefaultSocket => Ok(Some(self.manager_channel().await?)),
             Target::Plain(_) | Target::Bundle { .. } => Ok(None),
         }
     }
@@ -162,13 +165,8 @@ impl Session {
 
     /// The devices of the service whose control socket is asked; none where a manager is to be asked over the network.
     pub async fn own_devices(&self) -> Result<Option<DevicesClient<Channel>>> {
-        match self.connect.target()? {
-            Target::Socket(_) | Target::DefaultSocket => {
-                let client = DevicesClient::new(self.manager_channel().await?);
-                Ok(Some(client.max_decoding_message_size(MAX_MESSAGE)))
-            }
-            Target::Plain(_) | Target::Bundle { .. } => Ok(None),
-        }
+        let channel = self.socket_channel().await?;
+        Ok(channel.map(|channel| DevicesClient::new(channel).max_decoding_message_size(MAX_MESSAGE)))
     }
 
     /// The devices of a block service's host, asked like its figures.
