@@ -19,7 +19,7 @@ pub enum Refusal {
     #[error("pool '{pool}' has {free} left to promise, not {wanted}: free some, choose another pool, or ask for less")]
     NoRoom { pool: Name, free: ByteSize, wanted: ByteSize },
     #[error(
-        "pool '{pool}' is more than {percent}% full and promises nothing new: free some, add to it, or choose another pool"
+        "pool '{pool}' is all but full and promises nothing new, as it is to from {percent}% on: free some, add to it, or choose another pool"
     )]
     PoolFull { pool: Name, percent: u32 },
     #[error("no pool has {wanted} left to promise{largest}: add one with `symphony ctl pool create`, or ask for less", largest = most(.largest))]
