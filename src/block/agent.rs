@@ -384,18 +384,16 @@ fn look_report(last: &PoolReport, seen: Result<PoolCapacity, String>) -> Option<
     let mut report = last.clone();
     match (seen, &last.capacity) {
         (Ok(seen), Observed::Known(known)) => {
-            let threshold = known.capacity.as_u64() / 100;
-            let moved = |a: ByteSize, b: ByteSize| a.as_u64().abs_diff(b.as_u64()) > threshold;
-            let metadata = match (seen.metadata, known.metadata) {
+            let moved = |a: ByteSize, b: ByteSize, of: ByteSize| a.as_u64().abs_diff(b.as_u64()) > of.as_u64() / 100;
+            let metadata_moved = match (seen.metadata, known.metadata) {
                 (Some(seen), Some(known)) => {
-                    let threshold = known.capacity.as_u64() / 100;
-                    seen.capacity != known.capacity || seen.used.as_u64().abs_diff(known.used.as_u64()) > threshold
+                    seen.capacity != known.capacity || moved(seen.used, known.used, known.capacity)
                 }
                 (seen, known) => seen != known,
             };
-            let same = !moved(seen.capacity, known.capacity)
-                && !moved(seen.used, known.used)
-                && !metadata
+            let same = !moved(seen.capacity, known.capacity, known.capacity)
+                && !moved(seen.used, known.used, known.capacity)
+                && !metadata_moved
                 && seen.copies == known.copies;
             if same && last.failure.is_none() {
                 return None;
