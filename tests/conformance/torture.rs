@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use symphony::nbd::wire::*;
 use symphony::nbd::{Client, Dialled, NbdErrno, Target, Uri};
 
@@ -31,7 +31,9 @@ impl Server {
         command.args(["dev", "--config-dir", text(directory.path())]).args(ports).stdout(Stdio::null()).stderr(log);
         let child = command.spawn().expect("start a process through setpriv (util-linux)");
         let mut this = Self { directory, child };
+        let began = Instant::now();
         while !this.log().contains("symphony is ready") {
+            assert!(began.elapsed() < Duration::from_secs(30), "never ready: {}", this.log());
             assert!(this.child.try_wait().expect("a child").is_none(), "{}", this.log());
             std::thread::sleep(Duration::from_millis(10));
         }
