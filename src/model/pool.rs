@@ -62,6 +62,14 @@ impl Driver {
         }
     }
 
+    /// Whether a volume that has snapshots can change its size. LVM keeps the origin of a classic snapshot as it is.
+    pub fn resizes_beside_snapshots(&self) -> bool {
+        match self {
+            Driver::File { .. } | Driver::LvmThin(_) => true,
+            Driver::Lvm(_) => false,
+        }
+    }
+
     pub fn as_str(&self) -> &'static str {
         match self {
             Driver::File { .. } => "file",

@@ -182,6 +182,15 @@ pub fn resize_volume(
     }
     for replica in volume.status.placement.clone() {
         let mut pool = pool_of(draft, replica.pool)?;
+        let snapshots = draft.snapshots_to(&volume);
+        if !snapshots.is_empty() && !pool.spec.driver.resizes_beside_snapshots() {
+            let names: Vec<&str> = snapshots.iter().map(|snapshot| snapshot.meta.name.as_str()).collect();
+            return Err(Refusal::Precondition(format!(
+                "volume '{name}' has snapshots {}, and in a pool of driver {} it keeps its size as long as they are there",
+                listed(&names),
+                pool.spec.driver
+            )));
+        }
         match size < old {
             true => pool.status.reserved = pool.status.reserved.saturating_sub(old.saturating_sub(size)),
             false => promise(&mut pool, size.saturating_sub(old))?,

@@ -65,3 +65,19 @@ fn extensions_that_make_no_sense_are_refused_and_change_nothing() {
     assert!(matches!(extend(&mut world, "one", &["/dev/b"], &[]), Err(Refusal::Removing { .. })));
     assert!(world.view.revision > before);
 }
+
+#[test]
+fn a_thick_volume_with_snapshots_keeps_its_size_and_says_why() {
+    let mut world = World::new();
+    let pool = create(&mut world, "thick", Driver::Lvm(devices(&["/dev/a"]))).unwrap();
+    world.report_pool(&pool, Observed::Known(100));
+    let volume = world.volume("v", 8, None).unwrap();
+    world.make(&volume);
+    world.snapshots(&[("v", "monday")]).unwrap();
+    for mib in [4, 16] {
+        let resize = |draft: &mut Draft<'_>| resize_volume(draft, &somebody(), "v", ByteSize::mib(mib), true);
+        let refusal = world.write(resize).unwrap_err().to_string();
+        assert!(refusal.contains("'monday'") && refusal.contains("driver lvm"), "{refusal}");
+    }
+    world.assert_adds_up();
+}
