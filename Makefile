@@ -19,7 +19,7 @@ PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdc
 # What runs guests and makes them out of packages; what is in the guests is downloaded, not installed.
 VM_PROGRAMS := qemu-system-x86_64=qemu-system-x86 python3=python3 modprobe=kmod depmod=kmod nbdkit=nbdkit
 
-.PHONY: help build demo test test-vm target/conformance lint bench bench-data fuzz tools test-tools demo-tools clean
+.PHONY: help build demo test test-vm target/conformance lint bench bench-scale bench-data fuzz tools test-tools demo-tools clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -56,6 +56,9 @@ lint: tools ## Check formatting and run clippy
 
 bench: build test-tools ## Print the control plane's figures, side by side with the raw stores
 	SYMPHONY_BENCH_BINARY=$(abspath $(BINARY)) $(STATIC) bench $(FLAGS) --bench control
+
+bench-scale: build test-tools ## Print how the control plane grows: SERVICES=1000 VOLUMES=1000,10000,100000 on either store
+	SYMPHONY_BENCH_BINARY=$(abspath $(BINARY)) $(STATIC) bench $(FLAGS) --bench control -- scale
 
 bench-data: tools ## Print the data path's figures, side by side with qemu-nbd, nbdkit and nbd-server
 	@tests/tools/install fio=fio nbdcopy=libnbd-bin qemu-nbd=qemu-utils nbdkit=nbdkit nbd-server=nbd-server ip=iproute2 \

@@ -4,10 +4,11 @@ use super::agent::{Agent, Notice};
 use super::enrolment::{Applicant, parse_token};
 use super::face::Face;
 use super::handover::{Holdings, Lineage, Others, Passage, Predecessor, Restarter};
-use super::keeper::{Certification, Keeper, Subject};
+use super::keeper::Certification;
 use super::ledger::Ledger;
-use super::link::{Link, LinkState};
+use super::link::LinkState;
 use super::metrics;
+use super::ties::{Member, Ties};
 use super::tls_dir::TlsDir;
 use super::unattended::{self, Join};
 use super::worker::{Doors, Peers, Worker, chain};
@@ -16,17 +17,16 @@ use crate::host::devices::Scanner;
 use crate::host::directory::FileError;
 use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document, put_aside, save_document};
 use crate::model::{Addresses, ClusterId, Identity, ServiceId, ServiceType};
-use crate::pki::{Bearer, Keyring, Role};
+use crate::pki::{Keyring, Role};
 use crate::rpc::proto::block_control_server::BlockControlServer;
 use crate::rpc::proto::devices_server::DevicesServer;
 use crate::rpc::proto::figures_server::FiguresServer;
 use crate::rpc::proto::images_server::ImagesServer;
 use crate::rpc::{
-    ALPN, Fault, FaultKind, ListenError, Listener, MAX_REQUEST, Transport, advertised, local_peers, proto,
+    ALPN, Fault, FaultKind, ListenError, Listener, MAX_REQUEST, advertised, local_peers, proto,
 };
 use crate::runtime::metrics::{Fill, Page};
-use crate::runtime::{Clock, Shutdown, SystemClock, VERSION, upgrades};
-use crate::session::Greeting;
+use crate::runtime::{Clock, Shutdown, SystemClock, upgrades};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,6 +79,8 @@ pub enum BlockError {
     Descriptors(#[source] std::io::Error),
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
+    #[error("simulated services that are no members yet need a manager to join: name one with --join")]
+    NobodyToJoin,
 }
 
 /// How long `block init` waits for its first session.
@@ -327,53 +329,30 @@ impl Block {
         let peers = Peers { runtime: Handle::current(), client: self.peers.clone() };
         let worker = Worker::new(membership.cluster, self.exports.clone(), self.doors.clone(), peers);
         let worker = Arc::new(worker);
-        let (notices, told) = mpsc::channel(256);
-        let (learned, managers) = mpsc::channel(4);
-        let state = watch::Sender::new(LinkState::Connecting(None));
-        let dialled: Vec<String> = self.managers.iter().chain(&membership.managers).cloned().collect();
-        let (known, to_ask) = watch::channel(dialled.clone());
-        let subject = Subject {
-            bearer: Bearer::service(membership.cluster, Role::Block, identity.service),
+        let member = Member {
+            service: identity.service,
+            membership: &membership,
             host_name: self.host_name.clone(),
             addresses: self.addresses.clone(),
-        };
-        let dir = TlsDir::new(self.dir.tls());
-        let (keeper, certification) = Keeper::begin(subject, dir, self.keyring.clone(), self.clock.clone(), to_ask);
-        let (words, overheard) = mpsc::channel(16);
-        let link = Link {
-            transport: Transport::Tls(self.client.clone()),
-            certification: certification.clone(),
-            keeper: words,
-            known,
-            greeting: Greeting {
-                service: identity.service,
-                cluster: membership.cluster,
-                host_name: self.host_name.clone(),
-                addresses: self.addresses.clone(),
-                version: VERSION.into(),
-            },
-            managers: dialled,
             seeds: self.managers.clone(),
-            notices: notices.clone(),
-            state: state.clone(),
-            learned,
+            tls: TlsDir::new(self.dir.tls()),
+            keyring: self.keyring.clone(),
+            client: self.client.clone(),
+            clock: self.clock.clone(),
         };
+        let Ties { notices, told, learned, link, certification } = member.tie(&group);
         let active = Arc::new(Active {
             service: identity.service,
             cluster: membership.cluster,
             cluster_name: membership.cluster_name.to_string(),
             notices,
             worker: worker.clone(),
-            link: state.subscribe(),
+            link,
             certification,
             dismissed: Notify::new(),
         });
-        let agent = Agent::new(ledger, worker.clone(), assigned);
-        group.spawn(agent.run(told, group.clone()));
-        let ends = group.clone();
-        group.spawn(async move { link.run(ends).await });
-        group.spawn(keeper.run(overheard, group.clone()));
-        let accompany = self.clone().accompany(identity.clone(), managers, active.clone(), worker, group);
+        group.spawn(Agent::new(ledger, worker.clone(), assigned).run(told, group.clone()));
+        let accompany = self.clone().accompany(identity.clone(), learned, active.clone(), worker, group);
         self.shutdown.spawn(accompany);
         self.stage.send_replace(Stage::Member(active));
         Ok(())

@@ -17,6 +17,20 @@ pub struct Join {
     pub token_file: Option<PathBuf>,
 }
 
+impl Join {
+    /// The token as its file holds it now.
+    ///
+    /// # Errors
+    /// In words, if there is none where one should be.
+    pub fn token(&self) -> Result<Option<String>, String> {
+        let Some(path) = &self.token_file else { return Ok(None) };
+        let read = read_optional(path).map_err(|error| chain(&error))?;
+        let bytes = read.ok_or_else(|| format!("there is no token in {} yet", path.display()))?;
+        let text = String::from_utf8(bytes).map_err(|_| format!("{} holds no token", path.display()))?;
+        Ok(Some(text.trim().to_owned()))
+    }
+}
+
 /// Tries until the service is a member. One that was removed later stays out: that was an operator's word.
 pub async fn join(block: Arc<Block>, join: Join, shutdown: Shutdown) {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
@@ -38,14 +52,6 @@ pub async fn join(block: Arc<Block>, join: Join, shutdown: Shutdown) {
 }
 
 async fn attempt(block: &Arc<Block>, manager: &str, join: &Join) -> Result<(), String> {
-    let token = match &join.token_file {
-        Some(path) => {
-            let read = read_optional(path).map_err(|error| chain(&error))?;
-            let bytes = read.ok_or_else(|| format!("there is no token in {} yet", path.display()))?;
-            let text = String::from_utf8(bytes).map_err(|_| format!("{} holds no token", path.display()))?;
-            Some(text.trim().to_owned())
-        }
-        None => None,
-    };
+    let token = join.token()?;
     block.init(manager, token.as_deref()).await.map(drop).map_err(|fault| fault.message)
 }

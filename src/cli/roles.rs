@@ -1,6 +1,6 @@
 //! `symphony manager run` and `symphony block run`.
 
-use crate::block::{self, BlockConfig, EngineChoice, Join, Lineage};
+use crate::block::{self, BlockConfig, EngineChoice, Join, Lineage, SimulationConfig};
 use crate::ctl::default_config_dir;
 use crate::host::{Inheritance, Program, Supervisor};
 use crate::manager::{self, EtcdFiles, ManagerConfig, Password, StoreConfig};
@@ -118,6 +118,9 @@ pub struct BlockArgs {
     /// The host that others are told [default: the listening address, 127.0.0.1 where that is all addresses]
     #[arg(long, env = "SYMPHONY_BLOCK_ADVERTISE_ADDRESS")]
     advertise_address: Option<String>,
+    /// Be N block services that hold nothing, to load managers with: each joins and says that all it is given is there
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=20_000))]
+    simulate: Option<u16>,
 }
 
 /// Requests the end of `shutdown` at the first SIGTERM or SIGINT.
@@ -172,14 +175,20 @@ pub fn lineage() -> Lineage {
 pub async fn block(args: BlockArgs, lineage: Lineage) -> Result<()> {
     let shutdown = Shutdown::new();
     end_on_signal(&shutdown);
+    let config_dir = args.config_dir.unwrap_or_else(|| default_config_dir().join("block"));
+    let join = (!args.join.is_empty()).then_some(Join { managers: args.join, token_file: args.token_file });
+    if let Some(count) = args.simulate {
+        let config = SimulationConfig { config_dir, count: count.into(), managers: args.managers, join };
+        return block::simulate(config, shutdown, || {}).await.context("simulating block services");
+    }
     let config = BlockConfig {
-        config_dir: args.config_dir.unwrap_or_else(|| default_config_dir().join("block")),
+        config_dir,
         listen: SocketAddr::new(args.listen_address, args.listen_port),
         nbd_listen: SocketAddr::new(args.listen_address, args.nbd_port),
         nbd_engine: args.nbd_engine,
         advertise: args.advertise_address,
         managers: args.managers,
-        join: (!args.join.is_empty()).then_some(Join { managers: args.join, token_file: args.token_file }),
+        join,
         metrics: args.metrics_listen,
     };
     block::run(config, lineage, shutdown, || {}).await.context("running the block service")

@@ -1,4 +1,5 @@
-//! `make bench`: figures of the control plane, beside what the raw stores do in the same run.
+//! `make bench`: figures of the control plane, beside what the raw stores do in the same run; `make bench-scale`: the same
+//! as the cluster grows.
 //!
 //! Not a test: nothing is asserted, the numbers are printed with their goals and ratios. Processes are the static
 //! release executable named by `SYMPHONY_BENCH_BINARY`; etcd is a real cluster of three members on this machine.
@@ -8,6 +9,7 @@ mod images;
 mod processes;
 mod raw;
 mod restarts;
+mod scale;
 #[expect(dead_code, reason = "a benchmark hurts no member")]
 #[path = "../support/mod.rs"]
 mod support;
@@ -20,12 +22,15 @@ use std::path::PathBuf;
 use support::etcd::Etcd;
 
 fn main() -> Result<()> {
-    // `cargo bench` and `cargo test` pass flags of their own; there is nothing to choose here.
     let binary: PathBuf = std::env::var_os("SYMPHONY_BENCH_BINARY")
         .context("SYMPHONY_BENCH_BINARY does not name the executable: run `make bench`")?
         .into();
     let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    executor.block_on(run(binary))
+    // `cargo bench` passes flags of its own as well.
+    match std::env::args().any(|argument| argument == "scale") {
+        true => executor.block_on(scale::run(&binary)),
+        false => executor.block_on(run(binary)),
+    }
 }
 
 async fn run(binary: PathBuf) -> Result<()> {

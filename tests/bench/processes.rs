@@ -49,6 +49,15 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
@@ -115,7 +124,7 @@ impl Cloud {
 }
 
 /// Initialises a manager once its store is there; its address.
-async fn init(control: &mut Control) -> Result<String> {
+pub async fn init(control: &mut Control) -> Result<String> {
     loop {
         let status = control.get_manager_status(proto::GetManagerStatusRequest {}).await?.into_inner();
         match status.state.as_str() {
