@@ -22,9 +22,7 @@ use crate::rpc::proto::block_control_server::BlockControlServer;
 use crate::rpc::proto::devices_server::DevicesServer;
 use crate::rpc::proto::figures_server::FiguresServer;
 use crate::rpc::proto::images_server::ImagesServer;
-use crate::rpc::{
-    ALPN, Fault, FaultKind, ListenError, Listener, MAX_REQUEST, advertised, local_peers, proto,
-};
+use crate::rpc::{ALPN, Fault, FaultKind, ListenError, Listener, MAX_REQUEST, advertised, local_peers, proto};
 use crate::runtime::metrics::{Fill, Page};
 use crate::runtime::{Clock, Shutdown, SystemClock, upgrades};
 use std::net::SocketAddr;

@@ -202,7 +202,8 @@ impl Pretender {
     fn pretend(&mut self) {
         let set = &self.assigned;
         let wanted = set.pools.values().map(pool).chain(set.volumes.values().map(volume));
-        let wanted = wanted.chain(set.snapshots.values().map(snapshot)).chain(set.attachments.values().map(attachment));
+        let snapshots = set.snapshots.values().map(|it| snapshot(it, self.size_of(it)));
+        let wanted = wanted.chain(snapshots).chain(set.attachments.values().map(attachment));
         let wanted: BTreeMap<AssignedId, Report> = wanted.map(|report| (report.id(), report)).collect();
         let news = wanted.iter().filter(|(id, report)| self.reports.get(id) != Some(report));
         let news: Vec<Report> = news.map(|(_, report)| report.clone()).collect();
@@ -217,6 +218,11 @@ impl Pretender {
         {
             self.uplink = None;
         }
+    }
+
+    /// As large as its volume is now: nothing here remembers what it was.
+    fn size_of(&self, snapshot: &SnapshotAssignment) -> ByteSize {
+        self.assigned.volumes.get(&snapshot.volume).map_or(ByteSize::ZERO, |volume| volume.size)
     }
 
     fn inventory(&self) -> Inventory {
@@ -243,7 +249,7 @@ impl Pretender {
                     pool: snapshot.pool,
                     volume: snapshot.volume,
                     name: snapshot.name.to_string(),
-                    size: set.volumes.get(&snapshot.volume).map_or(ByteSize::ZERO, |volume| volume.size),
+                    size: self.size_of(snapshot),
                     damage: None,
                 })
                 .collect(),
@@ -266,10 +272,14 @@ fn volume(volume: &VolumeAssignment) -> Report {
     Report::Volume(VolumeReport { id: volume.id, generation: volume.generation, volume: there, failure: None })
 }
 
-fn snapshot(snapshot: &SnapshotAssignment) -> Report {
-    let taken = TakenSnapshot { size: ByteSize::ZERO, at: Timestamp::EPOCH };
-    let there = observed(snapshot.removed, taken);
-    Report::Snapshot(SnapshotReport { id: snapshot.id, generation: snapshot.generation, snapshot: there, failure: None })
+fn snapshot(snapshot: &SnapshotAssignment, size: ByteSize) -> Report {
+    let there = observed(snapshot.removed, TakenSnapshot { size, at: Timestamp::EPOCH });
+    Report::Snapshot(SnapshotReport {
+        id: snapshot.id,
+        generation: snapshot.generation,
+        snapshot: there,
+        failure: None,
+    })
 }
 
 fn attachment(held: &AttachmentAssignment) -> Report {

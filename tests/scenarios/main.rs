@@ -31,6 +31,7 @@ mod removal;
 mod restarts;
 mod revocation;
 mod rotation;
+mod simulated;
 mod snapshots;
 mod stage;
 mod starting;

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 /// What managers' directories are called.
 const FIRST: &str = "manager";
 const SECOND: &str = "second";
+/// How long services may take to hear of a new manager.
+const HEARING: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How often a condition is looked at: what is measured by it is that much too long at most.
 const LOOK: Duration = Duration::from_millis(50);
@@ -102,9 +104,10 @@ impl Fleet {
         init(&mut control).await?;
         let status = control.get_manager_status(proto::GetManagerStatusRequest {}).await?.into_inner();
         let own: ServiceId = status.service_id.context("a member without an id")?.parse()?;
-        // By now every service has been told of it: it was said before the first of them answers a heartbeat again.
-        let told = |services: &[Service]| services.iter().any(|it| it.meta.id == own);
-        wait_for(&mut self.control().await?, "the second manager", told).await?;
+        let known = |services: &[Service]| services.iter().any(|it| it.meta.id == own);
+        wait_for(&mut self.control().await?, "the second manager", known).await?;
+        // Nothing shows that every service has heard of it. One that has not could not find it.
+        tokio::time::sleep(HEARING).await;
         self.manager.kill()?;
         let began = Instant::now();
         let there = |it: &&Service| it.is_block() && is_ready(it) && it.status.manager == Some(own);
@@ -157,7 +160,10 @@ async fn wait_for(control: &mut Control, what: &str, enough: impl Fn(&[Service])
 
 pub async fn services_of(control: &mut Control) -> Result<Vec<Service>> {
     let objects = list(control, proto::Kind::Service).await?;
-    Ok(objects.into_iter().filter_map(|object| if let Object::Service(it) = object { Some(it) } else { None }).collect())
+    Ok(objects
+        .into_iter()
+        .filter_map(|object| if let Object::Service(it) = object { Some(it) } else { None })
+        .collect())
 }
 
 /// Everything of a kind, page by page.

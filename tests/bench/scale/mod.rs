@@ -131,8 +131,12 @@ async fn make_pools(fleet: &Fleet, count: usize) -> Result<()> {
 /// Volumes `from..to` by [`MANY`] clients, each one at a time; done when all are accepted.
 async fn create(fleet: &Fleet, from: usize, to: usize) -> Result<()> {
     spread(fleet, from, to, |mut control, index| async move {
-        let request =
-            proto::CreateVolumeRequest { name: format!("volume-{index}"), size: SIZE, pool: String::new(), source: None };
+        let request = proto::CreateVolumeRequest {
+            name: format!("volume-{index}"),
+            size: SIZE,
+            pool: String::new(),
+            source: None,
+        };
         control.create_volume(request).await?;
         Ok(())
     })
@@ -189,8 +193,7 @@ async fn one_by_one(fleet: &Fleet, round: usize) -> Result<Vec<Duration>> {
     for index in 0..SAMPLES {
         let name = format!("single-{round}-{index}");
         let began = Instant::now();
-        let request =
-            proto::CreateVolumeRequest { name: name.clone(), size: SIZE, pool: String::new(), source: None };
+        let request = proto::CreateVolumeRequest { name: name.clone(), size: SIZE, pool: String::new(), source: None };
         control.create_volume(request).await?;
         wait_ready(&mut control, proto::Kind::Volume, &name).await?;
         samples.push(began.elapsed());
