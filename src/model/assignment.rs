@@ -1,8 +1,8 @@
 //! What one block service must hold, and how such a set changes from one message to the next.
 
 use super::{
-    Attachment, AttachmentId, AttachmentReport, ByteSize, ClientId, Driver, Generation, ImageTie, Limits, Name,
-    Observed, Pool, PoolId, PoolReport, Report, Revert, ServiceId, Snapshot, SnapshotId, SnapshotMember,
+    Attachment, AttachmentId, AttachmentReport, ByteSize, ClientId, ClusterId, Driver, Generation, ImageTie, Limits,
+    Name, Observed, Pool, PoolId, PoolReport, Report, Revert, ServiceId, Snapshot, SnapshotId, SnapshotMember,
     SnapshotReport, Source, Volume, VolumeId, VolumeReport,
 };
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,9 @@ pub struct PoolAssignment {
     pub driver: Driver,
     /// The pool has been set up once; a directory without its marker is then an error, never a fresh start.
     pub made: bool,
+    /// The cluster whose mark it may still bear: it was adopted from there, and bears ours from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formerly: Option<ClusterId>,
     /// Tombstone: let go of the pool and report it absent.
     pub removed: bool,
 }
@@ -38,6 +41,9 @@ pub struct VolumeAssignment {
     pub shrunk: Option<Generation>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Box<ImageTie>>,
+    /// With the tombstone: its bytes are overwritten before its space is given back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wipe: bool,
     /// The volume has held bytes once; a missing backing file is then an error, never a fresh start.
     pub made: bool,
     /// Tombstone: permission to destroy the volume's data.
@@ -55,6 +61,9 @@ pub struct SnapshotAssignment {
     /// All that are taken at the same instant, this one among them; empty: it is taken alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<SnapshotMember>,
+    /// What it has for changes of its volume; absent where it needs none, or none was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<ByteSize>,
     /// The snapshot was taken once; if it is missing that is an error, never a reason to take another.
     pub made: bool,
     /// Tombstone: permission to destroy the snapshot.
@@ -151,10 +160,12 @@ impl Assigned {
                 Report::Pool(PoolReport { id: pool.id, generation, capacity: Observed::Unknown, failure })
             }
             Assigned::Volume(volume) => {
-                Report::Volume(VolumeReport { id: volume.id, generation, volume: Observed::Unknown, failure })
+                let volume_seen = Observed::Unknown;
+                Report::Volume(VolumeReport { id: volume.id, generation, volume: volume_seen, progress: None, failure })
             }
             Assigned::Snapshot(snapshot) => {
-                Report::Snapshot(SnapshotReport { id: snapshot.id, generation, snapshot: Observed::Unknown, failure })
+                let (id, spoilt) = (snapshot.id, false);
+                Report::Snapshot(SnapshotReport { id, generation, snapshot: Observed::Unknown, spoilt, failure })
             }
             Assigned::Attachment(held) => {
                 Report::Attachment(AttachmentReport { id: held.id, generation, in_force: Observed::Unknown, failure })
@@ -184,6 +195,8 @@ pub trait Assignment: Clone + PartialEq + Into<Assigned> {
     fn is_removed(&self) -> bool;
     /// Sticky: once set it stays, whatever the manager says later. None for kinds that keep nothing.
     fn made(&mut self) -> Option<&mut bool>;
+    /// What becomes of one that was carried over from an older state, where this is held now.
+    fn carry_onto(&mut self, _held: Option<&Self>) {}
 
     /// Whether `newer` may replace `self`: a later generation, or the same one with the same body.
     fn admits(&self, newer: &Self) -> bool {
@@ -199,7 +212,7 @@ pub trait Assignment: Clone + PartialEq + Into<Assigned> {
 }
 
 macro_rules! assignment {
-    ($type:ident, $id:ident, $variant:ident, $kind:literal, |$it:ident| $made:expr) => {
+    ($type:ident, $id:ident, $variant:ident, $kind:literal, |$it:ident| $made:expr $(, |$new:ident, $held:ident| $carry:expr)?) => {
         impl Assignment for $type {
             type Id = $id;
             const KIND: &'static str = $kind;
@@ -216,6 +229,10 @@ macro_rules! assignment {
                 let $it = self;
                 $made
             }
+            $(fn carry_onto(&mut self, $held: Option<&Self>) {
+                let $new = self;
+                $carry
+            })?
         }
 
         impl From<$type> for Assigned {
@@ -234,7 +251,15 @@ macro_rules! assignment {
 assignment!(PoolAssignment, PoolId, Pool, "pool", |pool| Some(&mut pool.made));
 assignment!(VolumeAssignment, VolumeId, Volume, "volume", |volume| Some(&mut volume.made));
 assignment!(SnapshotAssignment, SnapshotId, Snapshot, "snapshot", |snapshot| Some(&mut snapshot.made));
-assignment!(AttachmentAssignment, AttachmentId, Attachment, "attachment", |_attachment| None);
+assignment!(
+    AttachmentAssignment,
+    AttachmentId,
+    Attachment,
+    "attachment",
+    |_attachment| None,
+    // Who was cut off since is not let in again.
+    |attachment, held| attachment.removed |= held.is_none_or(|held| held.removed)
+);
 
 impl From<&Pool> for PoolAssignment {
     fn from(pool: &Pool) -> Self {
@@ -244,6 +269,7 @@ impl From<&Pool> for PoolAssignment {
             generation: pool.meta.generation,
             driver: pool.spec.driver.clone(),
             made: pool.status.capacity.is_some(),
+            formerly: pool.spec.formerly,
             removed: pool.meta.is_removed(),
         }
     }
@@ -264,6 +290,7 @@ impl VolumeAssignment {
             revert: volume.spec.revert,
             shrunk: volume.spec.shrunk,
             image: volume.spec.image.clone(),
+            wipe: volume.spec.wipe,
             made: volume.status.size.is_some(),
             removed: volume.meta.is_removed(),
         })
@@ -281,6 +308,7 @@ impl SnapshotAssignment {
             volume: snapshot.spec.volume,
             pool: replica.pool,
             set: snapshot.spec.set.clone(),
+            room: snapshot.status.room,
             made: snapshot.status.size.is_some(),
             removed: snapshot.meta.is_removed(),
         })
@@ -324,6 +352,13 @@ fn fill<A: Assignment>(held: &mut Map<A>, other: &Map<A>) {
 /// Takes one over; the refusal if what is held does not admit it.
 fn take<A: Assignment>(map: &mut Map<A>, mut offered: A) -> Option<String> {
     let id = offered.id();
+    let known = map.get(&id);
+    if offered.generation().is_carried() {
+        if known.is_some_and(|held| held.generation() == offered.generation()) {
+            return None;
+        }
+        offered.carry_onto(known);
+    }
     if let Some(held) = map.get_mut(&id) {
         if !held.admits(&offered) {
             let (held, offered) = (held.generation().as_u64(), offered.generation().as_u64());
@@ -408,54 +443,4 @@ impl AssignmentSet {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn volume(generation: u64, size: u64) -> VolumeAssignment {
-        VolumeAssignment {
-            id: VolumeId::from_bytes([1; 16]),
-            name: "v".parse().unwrap(),
-            generation: Generation::new(generation),
-            pool: PoolId::from_bytes([2; 16]),
-            size: ByteSize::mib(size),
-            limits: Limits::NONE,
-            source: None,
-            revert: None,
-            shrunk: None,
-            image: None,
-            made: false,
-            removed: false,
-        }
-    }
-
-    fn set(volume: VolumeAssignment) -> AssignmentSet {
-        AssignmentSet { volumes: [(volume.id, volume)].into(), ..AssignmentSet::default() }
-    }
-
-    #[test]
-    fn changes_lead_from_one_set_to_the_next_and_none_lead_nowhere() {
-        let (one, two) = (set(volume(1, 1)), set(volume(2, 2)));
-        let mut held = one.clone();
-        assert_eq!(held.apply(one.changes_to(&two)), Vec::<String>::new());
-        assert_eq!(held, two);
-        assert!(two.changes_to(&two).is_empty());
-        held.apply(two.changes_to(&AssignmentSet::default()));
-        assert_eq!(held, AssignmentSet::default());
-    }
-
-    #[test]
-    fn an_older_generation_and_another_body_under_the_same_one_are_refused() {
-        let mut held = set(volume(2, 2));
-        let before = held.clone();
-        assert_eq!(held.replace(set(volume(1, 1))).len(), 1);
-        assert_eq!(held.replace(set(volume(2, 3))).len(), 1);
-        assert_eq!(held, before);
-    }
-
-    #[test]
-    fn what_was_made_once_stays_made() {
-        let mut held = set(VolumeAssignment { made: true, ..volume(1, 1) });
-        held.replace(set(volume(2, 1)));
-        assert!(held.volumes.values().all(|volume| volume.made));
-    }
-}
+mod tests;

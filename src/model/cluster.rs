@@ -1,6 +1,6 @@
 //! The cluster itself.
 
-use super::{ClusterId, Meta};
+use super::{ClusterId, History, Meta, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -9,6 +9,11 @@ use std::time::Duration;
 pub struct Cluster {
     pub meta: Meta<ClusterId>,
     pub spec: ClusterSpec,
+    #[serde(default, skip_serializing_if = "History::is_first")]
+    pub history: History,
+    /// Since when it is being made of what block services have on their disks: nothing of that is garbage meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovering: Option<Timestamp>,
 }
 
 /// Settings that hold for the whole cluster.

@@ -1,15 +1,21 @@
 //! What every object has: identity, name, generation, times and, once it is to go, a tombstone.
 
-use super::{Name, Timestamp};
+use super::{Epoch, Name, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// Number of an object's spec, from 1. A receiver refuses an older one.
+///
+/// Where the state was rewound, the generations of the history that began have a floor of their own, so that they are
+/// above all that came before, whatever nobody remembers: those of epoch 2 are 2,000,000,000 and up. The floor itself
+/// says that the object was *carried over*: it is what an older state said, and its devices may know better.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(u64);
 
 impl Generation {
     pub const FIRST: Self = Self(1);
+    /// Generations of one history.
+    const STRIDE: u64 = 1_000_000_000;
 
     pub const fn new(number: u64) -> Self {
         Self(number)
@@ -17,6 +23,21 @@ impl Generation {
 
     pub const fn as_u64(self) -> u64 {
         self.0
+    }
+
+    /// That of what is carried over into a history; all that are made or changed in it are above.
+    pub const fn floor(epoch: Epoch) -> Self {
+        Self(epoch.as_u64().saturating_mul(Self::STRIDE))
+    }
+
+    /// Whether it is the generation of what was carried over and not changed since.
+    pub const fn is_carried(self) -> bool {
+        self.0 > 0 && self.0.is_multiple_of(Self::STRIDE)
+    }
+
+    /// The history that it belongs to, or a later one; none for a number that no history reaches.
+    pub fn epoch(self) -> Option<Epoch> {
+        Epoch::new(self.0 / Self::STRIDE)
     }
 
     #[must_use]

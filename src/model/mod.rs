@@ -7,18 +7,22 @@
 mod assignment;
 mod attachment;
 mod certificate;
+mod changes;
 mod client;
 mod cluster;
 mod device;
 mod event;
 mod figures;
+mod history;
 mod id;
 mod identity;
 mod image;
+mod inventory;
 mod limits;
 mod meta;
 mod name;
 mod object;
+mod orphan;
 mod pool;
 mod report;
 mod room;
@@ -36,11 +40,13 @@ pub use assignment::{
 };
 pub use attachment::{Attachment, AttachmentSpec, AttachmentStatus};
 pub use certificate::{CertificateRecord, Trust};
+pub use changes::{CHANGE_CHUNK, Fill, Progress, Room, fitted_room, room_of};
 pub use client::{Client, ClientRole, ClientSpec, ClientStatus};
 pub use cluster::{Cluster, ClusterSpec};
 pub use device::DeviceFacts;
 pub use event::{Author, EVENTS_KEPT, Event};
 pub use figures::{Figures, Latency, Operation, OperationFigures, VolumeFigures};
+pub use history::{Epoch, History, Mark, Rewind};
 pub use id::{
     AttachmentId, ClientId, ClusterId, EventId, ImageId, ParseIdError, PoolId, ServiceId, SessionId, SnapshotId,
     TokenId, VolumeId,
@@ -49,14 +55,16 @@ pub use identity::{Identity, Membership};
 pub use image::{
     Digest, DigestError, Image, ImageFormat, ImageRole, ImageSpec, ImageStatus, ImageTie, Seal, Supply, Uploaded,
 };
+pub use inventory::{Inventory, InventoryPool, InventorySnapshot, InventoryVolume, PoolPlace};
 pub use limits::Limits;
 pub use meta::{Generation, Meta};
 pub use name::{Name, NameError};
 pub use object::{Kind, Object, UnknownKind};
+pub use orphan::{Loss, Orphan, OrphanId, OrphanOrigin, OrphanStanding};
 pub use pool::{Devices, Driver, Pool, PoolSpec, PoolStatus};
 pub use report::{
-    AttachmentReport, Inventory, InventoryPool, InventorySnapshot, InventoryVolume, Observed, PoolCapacity, PoolReport,
-    Report, ServedVolume, SnapshotReport, TakenSnapshot, VolumeReport,
+    AttachmentReport, Observed, PoolCapacity, PoolReport, Report, ServedVolume, SnapshotReport, TakenSnapshot,
+    VolumeReport,
 };
 pub use room::{Level, PoolMetadata, PoolRules, Ratio};
 pub use service::{Addresses, Service, ServiceSpec, ServiceState, ServiceStatus, ServiceType, Session};

@@ -1,10 +1,15 @@
 //! Pools: capacity on one block service.
 
-use super::{ByteSize, Generation, Level, Meta, Phase, PoolId, PoolMetadata, PoolRules, ServiceId, Timestamp};
+use super::{
+    ByteSize, ClusterId, Generation, Level, Meta, Phase, PoolId, PoolMetadata, PoolRules, Room, ServiceId, Timestamp,
+    room_of,
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+/// LVM's extents, as long as a block service has not said how large they are.
+const USUAL_EXTENT: ByteSize = ByteSize::mib(4);
 /// More disks than one host has for one pool.
 const MOST_DEVICES: usize = 64;
 
@@ -23,6 +28,9 @@ pub struct PoolSpec {
     /// How its space is promised: the managers' business alone, so that a change of it is no new generation.
     #[serde(default)]
     pub rules: PoolRules,
+    /// The cluster whose mark it may still bear on its host: it was adopted from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formerly: Option<ClusterId>,
 }
 
 /// How a pool keeps its volumes.
@@ -51,6 +59,10 @@ pub struct Devices {
     /// Those of them that may lose what they carry when they enter the pool.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wipe: Vec<PathBuf>,
+    /// Of a thin pool: it begins small and is extended as it fills up, to so much data at most. Absent: it has all that
+    /// its devices hold from the beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceiling: Option<ByteSize>,
 }
 
 impl Driver {
@@ -99,6 +111,10 @@ impl Driver {
     pub fn fault(&self) -> Option<String> {
         match self {
             Driver::File { path, .. } => fault_of_path(path),
+            Driver::Lvm(Devices { ceiling: Some(_), .. }) => Some(
+                "a ceiling is for the driver lvm-thin: a pool of driver lvm gives its volumes what they take at once"
+                    .into(),
+            ),
             Driver::Lvm(devices) | Driver::LvmThin(devices) => devices.fault(),
         }
     }
@@ -106,7 +122,10 @@ impl Driver {
 
 impl Devices {
     fn fault(&self) -> Option<String> {
-        let Self { devices, wipe } = self;
+        let Self { devices, wipe, ceiling } = self;
+        if *ceiling == Some(ByteSize::ZERO) {
+            return Some("a pool's ceiling must not be zero".to_owned());
+        }
         if devices.is_empty() {
             return Some("a pool of this driver needs a device at least".to_owned());
         }
@@ -142,7 +161,7 @@ impl fmt::Display for Driver {
     }
 }
 
-/// `capacity`, `used`, `metadata`, `message` and `observed_generation` are the block service's words, `level` is what they
+/// `capacity`, `used`, `metadata`, `extent`, `size`, `message` and `observed_generation` are the block service's words, `level` is what they
 /// amount to; `reserved` is the placer's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolStatus {
@@ -159,6 +178,12 @@ pub struct PoolStatus {
     pub metadata: Option<PoolMetadata>,
     #[serde(default)]
     pub level: Level,
+    /// Its space is taken in whole pieces of this size. Absent: by the byte.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extent: Option<ByteSize>,
+    /// How large it is now, if it is extended as it fills up: `capacity` is what it can become.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
     /// Whether snapshots and copies can be made in it. Absent until it was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copies: Option<bool>,
@@ -177,11 +202,37 @@ impl Pool {
             used: None,
             metadata: None,
             level: Level::Ok,
+            extent: None,
+            size: None,
             copies: None,
             reserved: ByteSize::ZERO,
             message: None,
         };
         Self { meta, spec, status }
+    }
+
+    /// What of the pool's space something of that size takes, and is promised.
+    pub fn takes(&self, size: ByteSize) -> ByteSize {
+        match &self.spec.driver {
+            Driver::File { .. } | Driver::LvmThin(_) => size,
+            Driver::Lvm(_) => {
+                let extent = self.extent().as_u64().max(1);
+                ByteSize::bytes(size.as_u64().div_ceil(extent).saturating_mul(extent))
+            }
+        }
+    }
+
+    /// The room that a snapshot of a volume of that size has for changes, by the user's words; none where snapshots take
+    /// space as something changes.
+    pub fn room(&self, words: Option<Room>, volume: ByteSize) -> Option<ByteSize> {
+        match &self.spec.driver {
+            Driver::File { .. } | Driver::LvmThin(_) => None,
+            Driver::Lvm(_) => Some(room_of(words, self.takes(volume), self.extent())),
+        }
+    }
+
+    fn extent(&self) -> ByteSize {
+        self.status.extent.unwrap_or(USUAL_EXTENT)
     }
 
     /// What may still be promised; unknown until the block service has looked.
@@ -231,7 +282,16 @@ mod tests {
 
     fn of(devices: &[&str], wipe: &[&str]) -> Driver {
         let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
-        Driver::LvmThin(Devices { devices: paths(devices), wipe: paths(wipe) })
+        Driver::LvmThin(Devices { devices: paths(devices), wipe: paths(wipe), ceiling: None })
+    }
+
+    #[test]
+    fn a_ceiling_is_a_thin_pool_s_and_not_nothing() {
+        let with = |ceiling| Devices { devices: vec!["/dev/vdb".into()], ceiling, ..Devices::default() };
+        let some = Some(ByteSize::mib(1));
+        assert_eq!(Driver::LvmThin(with(some)).fault(), None);
+        assert!(Driver::Lvm(with(some)).fault().is_some_and(|fault| fault.contains("lvm-thin")));
+        assert!(Driver::LvmThin(with(Some(ByteSize::ZERO))).fault().is_some_and(|fault| fault.contains("zero")));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What a block service says of its own devices.
 
 use super::{
-    AssignedId, Attachment, AttachmentId, ByteSize, Export, Generation, Phase, Pool, PoolId, PoolMetadata, Snapshot,
-    SnapshotId, Timestamp, Volume, VolumeId,
+    AssignedId, Attachment, AttachmentId, ByteSize, Export, Fill, Generation, Phase, Pool, PoolId, PoolMetadata,
+    Progress, Snapshot, SnapshotId, Timestamp, Volume, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -55,8 +55,9 @@ pub struct PoolReport {
     pub failure: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolCapacity {
+    /// What it can hold at most: as it is, or as it can be extended to.
     pub capacity: ByteSize,
     pub used: ByteSize,
     /// Of a thin pool.
@@ -65,6 +66,12 @@ pub struct PoolCapacity {
     /// Whether volumes can be copied without their bytes being copied: else there are no snapshots and no copies.
     #[serde(default)]
     pub copies: bool,
+    /// Space is taken in whole pieces of this size; absent: by the byte, as far as promises go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extent: Option<ByteSize>,
+    /// How large it is now, of a pool that is extended as it fills up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +79,8 @@ pub struct VolumeReport {
     pub id: VolumeId,
     pub generation: Generation,
     pub volume: Observed<ServedVolume>,
+    /// Of what takes long and is under way.
+    pub progress: Option<Progress>,
     /// Why the assignment could not be fulfilled.
     pub failure: Option<String>,
 }
@@ -88,6 +97,8 @@ pub struct SnapshotReport {
     pub id: SnapshotId,
     pub generation: Generation,
     pub snapshot: Observed<TakenSnapshot>,
+    /// More of its volume was changed than it had room for: so it stays.
+    pub spoilt: bool,
     /// Why the assignment could not be fulfilled.
     pub failure: Option<String>,
 }
@@ -98,6 +109,8 @@ pub struct TakenSnapshot {
     pub size: ByteSize,
     /// By the block service's clock.
     pub at: Timestamp,
+    /// If it has room of its own.
+    pub fill: Option<Fill>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,49 +121,6 @@ pub struct AttachmentReport {
     pub in_force: Observed<()>,
     /// Why the assignment could not be fulfilled.
     pub failure: Option<String>,
-}
-
-/// Everything on a block service's devices that calls itself symphony's, assigned or not.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Inventory {
-    pub pools: Vec<InventoryPool>,
-    pub volumes: Vec<InventoryVolume>,
-    #[serde(default)]
-    pub snapshots: Vec<InventorySnapshot>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InventoryPool {
-    pub id: PoolId,
-    /// Why the pool could not be looked at.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InventoryVolume {
-    pub id: VolumeId,
-    pub pool: PoolId,
-    pub name: String,
-    pub size: ByteSize,
-    pub generation: Generation,
-    /// Whether clients can reach it now.
-    pub exported: bool,
-    /// Why what describes the volume cannot be trusted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub damage: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InventorySnapshot {
-    pub id: SnapshotId,
-    pub pool: PoolId,
-    pub volume: VolumeId,
-    pub name: String,
-    pub size: ByteSize,
-    /// Why what describes the snapshot cannot be trusted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub damage: Option<String>,
 }
 
 fn phase(removed: bool, current: bool, known: bool, failed: bool) -> Phase {
@@ -178,6 +148,8 @@ impl Pool {
             status.used = Some(known.used);
             status.metadata = known.metadata;
             status.copies = Some(known.copies);
+            status.extent = known.extent;
+            status.size = known.size;
         }
         self.status.level = self.measured();
         let status = &mut self.status;
@@ -210,6 +182,7 @@ impl Volume {
             // The last known size stays: it says that there were bytes once.
             Observed::Absent | Observed::Unknown => status.exports.clear(),
         }
+        status.progress = report.progress;
         let current = report.generation == self.meta.generation;
         let known = matches!(report.volume, Observed::Known(_));
         status.phase = phase(self.meta.is_removed(), current, known, report.failure.is_some());
@@ -235,7 +208,14 @@ impl Snapshot {
         if let Observed::Known(taken) = &report.snapshot {
             status.size = Some(taken.size);
             status.taken_at = Some(taken.at);
+            status.fill = taken.fill;
         }
+        status.spoilt |= report.spoilt;
+        if let Some(fill) = status.fill.as_mut().filter(|_| status.spoilt) {
+            fill.used = fill.room;
+        }
+        self.status.level = self.measured();
+        let status = &mut self.status;
         let current = report.generation == self.meta.generation;
         let known = matches!(report.snapshot, Observed::Known(_));
         status.phase = phase(self.meta.is_removed(), current, known, report.failure.is_some());
@@ -264,8 +244,11 @@ impl Attachment {
         *status != before
     }
 
-    /// Whether `report` says that the client of an attachment with a tombstone is out.
+    /// Whether `report` says that the client of an attachment is out that has a tombstone, or that was carried over from
+    /// a state in which it did not have one yet.
     pub fn is_let_go_by(&self, report: &AttachmentReport) -> bool {
-        self.meta.is_removed() && report.generation == self.meta.generation && report.in_force == Observed::Absent
+        (self.meta.is_removed() || self.meta.generation.is_carried())
+            && report.generation == self.meta.generation
+            && report.in_force == Observed::Absent
     }
 }

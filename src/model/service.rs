@@ -52,6 +52,9 @@ pub struct ServiceSpec {
     pub service_type: ServiceType,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Since when it is to be emptied: nothing new is placed on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<Timestamp>,
 }
 
 /// What the service said of itself when it last opened a session, and what its lease says since.

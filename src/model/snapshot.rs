@@ -1,6 +1,9 @@
 //! Snapshots: volumes as they were at one instant.
 
-use super::{ByteSize, Generation, Meta, Name, Phase, PoolId, Replica, ServiceId, SnapshotId, Timestamp, VolumeId};
+use super::{
+    ByteSize, Fill, Generation, Level, Meta, Name, Phase, PoolId, PoolRules, Replica, Room, ServiceId, SnapshotId,
+    Timestamp, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 
 /// A point-in-time copy of a volume, under `/snapshot/<id>`.
@@ -19,6 +22,9 @@ pub struct SnapshotSpec {
     /// All that are taken at the same instant, this one among them; empty: it is taken alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<SnapshotMember>,
+    /// What the user asked for in a pool of the driver `lvm`; absent: what is usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<Room>,
 }
 
 /// One of several snapshots that are taken at the same instant.
@@ -28,21 +34,36 @@ pub struct SnapshotMember {
     pub name: Name,
     pub volume: VolumeId,
     pub pool: PoolId,
+    /// In a pool of the driver `lvm`: for changes of the volume, in whole extents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<ByteSize>,
 }
 
-/// `placement` and `promised` are the placer's words, the rest the block service's.
+/// `placement`, `promised` and `room` are the placer's words, `level` is what `fill` amounts to, the rest the block service's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotStatus {
     pub phase: Phase,
     pub observed_generation: Generation,
     pub placement: Vec<Replica>,
-    /// What its pool promises it: all of the volume's bytes may come to differ from the snapshot's.
+    /// What its pool promises it: its room in a pool of the driver `lvm`, else as much as the volume has, since all of the
+    /// volume's bytes may come to differ from the snapshot's.
     pub promised: ByteSize,
+    /// What it is to have for changes of the volume; absent where it takes its space as they come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<ByteSize>,
     /// The volume's size at that instant; absent until the snapshot was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken_at: Option<Timestamp>,
+    /// Of a snapshot that has room of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fill: Option<Fill>,
+    #[serde(default)]
+    pub level: Level,
+    /// More of its volume was changed than it had room for: nothing can be made of it any more.
+    #[serde(default)]
+    pub spoilt: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -54,8 +75,12 @@ impl Snapshot {
             observed_generation: Generation::default(),
             placement,
             promised,
+            room: None,
             size: None,
             taken_at: None,
+            fill: None,
+            level: Level::Ok,
+            spoilt: false,
             message: None,
         };
         Self { meta, spec, status }
@@ -71,7 +96,13 @@ impl Snapshot {
 
     /// Whether it can be copied from.
     pub fn is_taken(&self) -> bool {
-        self.status.size.is_some() && !self.meta.is_removed()
+        self.status.size.is_some() && !self.status.spoilt && !self.meta.is_removed()
+    }
+
+    /// How full its room is.
+    pub(super) fn measured(&self) -> Level {
+        let level = |fill: Fill| PoolRules::default().level(fill.used, fill.room, self.status.level);
+        self.status.fill.map(level).unwrap_or_default()
     }
 
     /// Sets the tombstone; says whether that was new.

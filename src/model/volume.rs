@@ -1,7 +1,8 @@
 //! Volumes: named, sized block devices in pools.
 
 use super::{
-    ByteSize, Generation, ImageTie, Limits, Meta, Phase, PoolId, Revert, ServiceId, Source, Timestamp, VolumeId,
+    ByteSize, Generation, ImageTie, Limits, Meta, Phase, PoolId, Progress, Revert, ServiceId, Source, Timestamp,
+    VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -37,21 +38,30 @@ pub struct VolumeSpec {
     /// Of volumes that keep an image's bytes, or were made of an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Box<ImageTie>>,
+    /// With the tombstone: its bytes are overwritten before its space is given back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wipe: bool,
 }
 
-/// `placement` is the placer's word, the rest the block service's.
+/// `placement` and `promised` are the placer's words, the rest the block service's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
     pub phase: Phase,
     pub observed_generation: Generation,
     /// Where the volume's copies are. One today; a list from day one.
     pub placement: Vec<Replica>,
+    /// What each of its pools promises it now; absent: as much as it is to be large.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promised: Option<ByteSize>,
     /// The size that clients see now; absent until the volume has been made. Once known, a missing backing file is an
     /// error and never made anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
     #[serde(default)]
     pub exports: Vec<Export>,
+    /// Of what takes long and is under way: filling it, or overwriting it before it goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -121,11 +131,18 @@ impl Volume {
             phase: Phase::Pending,
             observed_generation: Generation::default(),
             placement,
+            promised: None,
             size: None,
             exports: Vec::new(),
+            progress: None,
             message: None,
         };
         Self { meta, spec, status }
+    }
+
+    /// What each of its pools promises it now.
+    pub fn promised(&self) -> ByteSize {
+        self.status.promised.unwrap_or(self.spec.size)
     }
 
     pub fn is_on(&self, service: ServiceId) -> bool {
