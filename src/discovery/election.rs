@@ -18,6 +18,12 @@ pub struct Leadership {
 }
 
 impl Leadership {
+    /// The term that `began` began.
+    #[cfg(test)]
+    pub fn of(began: Revision) -> Self {
+        Self { began }
+    }
+
     /// Holds as long as this term lasts.
     pub fn guard(&self) -> Compare {
         Compare::Unchanged(Key::leader(), self.began)

@@ -22,7 +22,7 @@ mod tables;
 mod tests;
 mod writer;
 
-use super::{Commit, Entry, Key, LeaseId, Listing, Revision, Store, StoreError, Txn, Watch, whole_seconds};
+use super::{Commit, Entry, Key, LeaseId, Listing, Revision, Store, StoreError, Txn, Watch, decode, whole_seconds};
 use async_trait::async_trait;
 use history::{Bounds, History, Watcher};
 use leases::Leases;
@@ -120,10 +120,14 @@ impl EmbeddedStore {
     fn start(path: &Path, open: Open, options: EmbeddedOptions) -> Result<Self, StoreError> {
         let EmbeddedOptions { history_batches, history_bytes, clock } = options;
         let database = open()?;
-        let (revision, held) = file::guarded(path, || {
+        let (revision, held, moved) = file::guarded(path, || {
             let read = database.begin_read()?;
-            Ok((tables::revision(&read)?, tables::leases(&read)?))
+            Ok((tables::revision(&read)?, tables::leases(&read)?, tables::get(&read, &Key::moved())?))
         })?;
+        if let Some(moved) = moved {
+            let to = decode::<String>(&moved).unwrap_or_else(|_| "another store".into());
+            return Err(StoreError::Moved { path: path.to_owned(), to });
+        }
         let mut leases = Leases::default();
         leases.restart(held, clock());
         let shared = Arc::new(Shared {

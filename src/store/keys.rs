@@ -69,6 +69,16 @@ impl Key {
         Self(format!("/authority/{id}").into())
     }
 
+    /// There while a store is being filled with another one's state: what else is in it is not to be used.
+    pub fn filling() -> Self {
+        Self("/filling".into())
+    }
+
+    /// In an embedded store that was moved to etcd: where to, and that it is not to be served any more.
+    pub fn moved() -> Self {
+        Self("/moved".into())
+    }
+
     /// Holds the id of the object of this kind and name; its absence is what makes a name free.
     pub fn name(kind: Kind, name: &Name) -> Self {
         Self(format!("/name/{kind}/{name}").into())
@@ -125,6 +135,8 @@ pub enum Place {
     Event(EventId),
     Authority(ClusterId),
     Name(Kind, Name),
+    Filling,
+    Moved,
     /// Not ours, or from a newer version.
     Foreign,
 }
@@ -140,6 +152,8 @@ impl Place {
         Some(match (area, id, rest) {
             ("cluster", None, None) => Self::Cluster,
             ("leader", None, None) => Self::Leader,
+            ("filling", None, None) => Self::Filling,
+            ("moved", None, None) => Self::Moved,
             ("service", Some(id), None) => Self::Service(id.parse().ok()?),
             ("session", Some(id), None) => Self::Session(id.parse().ok()?),
             ("pool", Some(id), None) => Self::Pool(id.parse().ok()?),

@@ -83,6 +83,9 @@ pub enum StoreError {
     /// An embedded store serves one process at a time.
     #[error("the store {} is in use by another process", .0.display())]
     InUse(PathBuf),
+    /// The state is somewhere else now; what is here is old.
+    #[error("the state that was in {} was moved to {to}, and what is left there is not served any more", .path.display())]
+    Moved { path: PathBuf, to: String },
     /// The caller broke the rules (too many operations, a key twice, a key that is not ours).
     #[error("the store refused the request: {0}")]
     Refused(String),
@@ -98,6 +101,7 @@ impl StoreError {
             | StoreError::LeaseGone(_)
             | StoreError::Damaged(_)
             | StoreError::InUse(_)
+            | StoreError::Moved { .. }
             | StoreError::Refused(_) => false,
         }
     }

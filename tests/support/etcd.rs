@@ -153,6 +153,63 @@ impl Etcd {
         panic!("no member leads");
     }
 
+    /// Copies everything in it, as an administrator would.
+    pub fn save(&self, file: &Path) {
+        let endpoint = format!("--endpoints={}", self.members[0].client_url);
+        etcdctl(&[&endpoint, "snapshot", "save", file.to_str().expect("a plain name")]);
+    }
+
+    /// Puts all members back to what was saved, as an administrator would; they run again, and serve.
+    pub async fn put_back(&self, file: &Path) {
+        (0..self.members.len()).for_each(|place| self.kill(place));
+        for member in &self.members {
+            let data = self.directory.path().join(&member.name);
+            std::fs::remove_dir_all(&data).expect("etcd's data");
+            let option = |name: &str, value: &str| format!("--{name}={value}");
+            etcdctl(&[
+                "snapshot",
+                "restore",
+                file.to_str().expect("a plain name"),
+                &option("name", &member.name),
+                &option("initial-cluster", &self.initial_cluster),
+                &option("initial-advertise-peer-urls", &member.peer_url),
+                &option("data-dir", data.to_str().expect("a plain name")),
+            ]);
+        }
+        self.start_all().await;
+    }
+
+    /// Loses everything, for good; the members run again, with nothing in them.
+    pub async fn wipe(&self) {
+        for place in 0..self.members.len() {
+            self.kill(place);
+            std::fs::remove_dir_all(self.directory.path().join(&self.members[place].name)).expect("etcd's data");
+        }
+        self.start_all().await;
+    }
+
+    async fn start_all(&self) {
+        (0..self.members.len()).for_each(|place| self.spawn(place));
+        for place in 0..self.members.len() {
+            self.wait_until_healthy(place).await;
+        }
+    }
+
+    /// Forgets its history up to now.
+    pub async fn compact(&self) {
+        let mut client = etcd_client::Client::connect(self.endpoints(), None).await.expect("connect");
+        let now = client.get("/", None).await.expect("a read").header().expect("a header").revision();
+        client.compact(now, None).await.expect("a compaction");
+    }
+
+    /// Writes keys that are nobody's, of so many bytes each, one after the other.
+    pub async fn crowd(&self, count: usize, bytes: usize) {
+        let mut client = etcd_client::Client::connect(self.endpoints(), None).await.expect("connect");
+        for number in 0..count {
+            client.put(format!("/crowd/{number}"), vec![b'x'; bytes], None).await.expect("a write");
+        }
+    }
+
     fn signal(&self, place: usize, signal: Signal) {
         let process = self.members[place].process.lock().unwrap_or_else(PoisonError::into_inner);
         let child = process.as_ref().expect("the member runs");
@@ -195,6 +252,14 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         (0..self.members.len()).for_each(|place| self.kill(place));
     }
+}
+
+/// Runs `etcdctl` of version 3 to its end.
+fn etcdctl(arguments: &[&str]) {
+    let mut command = mortal("etcdctl");
+    command.env("ETCDCTL_API", "3").args(arguments);
+    let output = command.output().expect("this test needs etcdctl: apt-get install etcd-client");
+    assert!(output.status.success(), "etcdctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn executable() -> PathBuf {

@@ -206,3 +206,24 @@ async fn a_connection_that_cannot_be_made_names_every_endpoint_and_its_reason() 
         assert!(matches!(error, StoreError::Refused(_)) && error.to_string().contains(word), "{error}");
     }
 }
+
+#[tokio::test]
+async fn whoever_watches_from_beyond_what_an_etcd_holds_or_remembers_is_told_to_list_again() {
+    let etcd = Etcd::start(1).await;
+    let store = connect(&etcd).await;
+    let kept = commit_at_last(&store, "/kept").await;
+    let scratch = tempfile::tempdir().expect("a directory");
+    let file = scratch.path().join("snapshot");
+    etcd.save(&file);
+    let lost = commit_at_last(&store, "/lost").await;
+    etcd.put_back(&file).await;
+    assert!(store.list(&Key::raw("/lost")).await.expect("list").entries.is_empty());
+    let mut watch = store.watch(&Key::root(), lost).await.expect("watch");
+    assert!(matches!(next(&mut watch).await, Err(StoreError::Compacted(_))), "it was put back");
+    etcd.crowd(3, 8).await;
+    etcd.compact().await;
+    let mut watch = store.watch(&Key::root(), kept).await.expect("watch");
+    assert!(matches!(next(&mut watch).await, Err(StoreError::Compacted(_))), "it was compacted");
+    etcd.wipe().await;
+    assert!(store.list(&Key::root()).await.expect("list").entries.is_empty());
+}
