@@ -82,6 +82,18 @@ const TABLE: &[(&str, &[Kind])] = &[
     ("/symphony.v1.Control/CreateClient", CHANGE),
     ("/symphony.v1.Control/RemoveClient", CHANGE),
     ("/symphony.v1.Control/RotateAuthority", CHANGE),
+    ("/symphony.v1.Stores/Backup", &[LOCAL]),
+    ("/symphony.v1.Stores/Restore", &[LOCAL]),
+    ("/symphony.v1.Stores/Migrate", &[LOCAL]),
+    ("/symphony.v1.Recovery/ListOrphans", LOOK),
+    ("/symphony.v1.Recovery/AdoptOrphan", CHANGE),
+    ("/symphony.v1.Recovery/PurgeOrphan", CHANGE),
+    ("/symphony.v1.Recovery/GetLoss", LOOK),
+    ("/symphony.v1.Recovery/CloseLost", CHANGE),
+    ("/symphony.v1.Recovery/DrainService", CHANGE),
+    ("/symphony.v1.Recovery/GetDrain", LOOK),
+    ("/symphony.v1.Recovery/GetRecovery", LOOK),
+    ("/symphony.v1.Recovery/FinishRecovery", CHANGE),
     ("/symphony.v1.BlockControl/InitBlock", &[LOCAL]),
     ("/symphony.v1.BlockControl/GetBlockStatus", &[LOCAL]),
     ("/symphony.v1.BlockControl/RestartBlock", &[LOCAL]),
@@ -121,7 +133,7 @@ fn judge(caller: &Caller, path: &str) -> Result<(), Status> {
 
 /// Why a peer without any proof is turned away; an operator also learns what would do as proof.
 fn refusal(reason: &str, path: &str) -> String {
-    match path.starts_with("/symphony.v1.Control/") {
+    match path.starts_with("/symphony.v1.Control/") || path.starts_with("/symphony.v1.Recovery/") {
         true => format!(
             "{reason}; `symphony ctl … manager client create` on a manager's host makes the certificate for one, for use \
              with --bundle"

@@ -15,6 +15,7 @@ impl From<&PoolAssignment> for proto::PoolAssignment {
             driver: Some((&pool.driver).into()),
             made: pool.made,
             removed: pool.removed,
+            formerly: pool.formerly.map(|id| id.to_string()),
         }
     }
 }
@@ -30,6 +31,7 @@ impl TryFrom<proto::PoolAssignment> for PoolAssignment {
             driver: pool.driver.ok_or_else(|| Malformed::missing("a pool's driver"))?.try_into()?,
             made: pool.made,
             removed: pool.removed,
+            formerly: pool.formerly.map(|id| id.parse()).transpose()?,
         })
     }
 }
@@ -49,6 +51,7 @@ impl From<&VolumeAssignment> for proto::VolumeAssignment {
             revert: volume.revert.map(Into::into),
             shrunk: volume.shrunk.map(Generation::as_u64),
             image: volume.image.as_deref().map(Into::into),
+            wipe: volume.wipe,
         }
     }
 }
@@ -72,6 +75,7 @@ impl TryFrom<proto::VolumeAssignment> for VolumeAssignment {
             revert: volume.revert.map(TryInto::try_into).transpose()?,
             shrunk: volume.shrunk.map(Generation::new),
             image: volume.image.map(|tie| tie.try_into().map(Box::new)).transpose()?,
+            wipe: volume.wipe,
             made: volume.made,
             removed: volume.removed,
         })

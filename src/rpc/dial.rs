@@ -34,6 +34,10 @@ pub enum DialError {
     Stranger { address: String, source: PeerRefused },
     #[error("{address} answers, but not in TLS: is this the port of a symphony service?")]
     NotTls { address: String },
+    #[error(
+        "{address} has no certificate yet: it is starting, or no member of a cluster, in which case run          `symphony ctl … manager init` on its host"
+    )]
+    Bare { address: String },
     #[error("the server at {address} cannot be trusted: {reason}")]
     Server { address: String, reason: String },
     #[error("the server at {address} refuses the connection: {reason}")]
@@ -44,7 +48,7 @@ impl DialError {
     /// Whether somebody answered and one side did not accept the other: trying again alone will not help.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Stranger { .. } | Self::Server { .. } | Self::Refused { .. } => true,
+            Self::Stranger { .. } | Self::Bare { .. } | Self::Server { .. } | Self::Refused { .. } => true,
             Self::Socket { .. }
             | Self::Denied { .. }
             | Self::Address { .. }
@@ -167,6 +171,7 @@ fn of_tls(address: &str, source: io::Error) -> DialError {
     let address = address.to_owned();
     match trouble(&source) {
         Trouble::NotTls => DialError::NotTls { address },
+        Trouble::Bare => DialError::Bare { address },
         Trouble::Server(reason) => DialError::Server { address, reason },
         Trouble::Client(reason) => DialError::Refused { address, reason },
         Trouble::Broken => DialError::Address { address, source },

@@ -39,14 +39,16 @@ impl TryFrom<proto::Driver> for Driver {
 impl From<&Devices> for proto::LvmDriver {
     fn from(devices: &Devices) -> Self {
         let texts = |paths: &[PathBuf]| paths.iter().map(|path| text(path)).collect();
-        Self { devices: texts(&devices.devices), wipe: texts(&devices.wipe) }
+        let ceiling = devices.ceiling.map(ByteSize::as_u64);
+        Self { devices: texts(&devices.devices), wipe: texts(&devices.wipe), ceiling }
     }
 }
 
 impl From<proto::LvmDriver> for Devices {
     fn from(message: proto::LvmDriver) -> Self {
         let paths = |texts: Vec<String>| texts.into_iter().map(PathBuf::from).collect();
-        Self { devices: paths(message.devices), wipe: paths(message.wipe) }
+        let ceiling = message.ceiling.map(ByteSize::bytes);
+        Self { devices: paths(message.devices), wipe: paths(message.wipe), ceiling }
     }
 }
 
@@ -102,9 +104,11 @@ mod tests {
 
     #[test]
     fn drivers_survive_the_wire() {
-        let devices = Devices { devices: vec!["/dev/vdb".into(), "/dev/vdc".into()], wipe: vec!["/dev/vdc".into()] };
+        let paths = || vec!["/dev/vdb".into(), "/dev/vdc".into()];
+        let devices = Devices { devices: paths(), wipe: vec!["/dev/vdc".into()], ceiling: None };
+        let bounded = Devices { ceiling: Some(ByteSize::mib(9)), ..devices.clone() };
         let file = Driver::File { path: "/srv/pool".into(), limit: Some(ByteSize::mib(5)) };
-        for driver in [file, Driver::Lvm(devices.clone()), Driver::LvmThin(devices)] {
+        for driver in [file, Driver::Lvm(devices.clone()), Driver::LvmThin(devices), Driver::LvmThin(bounded)] {
             assert_eq!(Driver::try_from(proto::Driver::from(&driver)), Ok(driver));
         }
     }
@@ -116,7 +120,7 @@ mod tests {
             assert!(Driver::try_from(proto::Driver::from(&driver)).is_err(), "{path}");
         }
         for devices in [vec![], vec!["vdb"], vec!["/dev/vdb", "/dev/vdb"]] {
-            let devices = Devices { devices: devices.into_iter().map(PathBuf::from).collect(), wipe: Vec::new() };
+            let devices = Devices { devices: devices.into_iter().map(PathBuf::from).collect(), ..Devices::default() };
             let driver = Driver::Lvm(devices);
             assert!(Driver::try_from(proto::Driver::from(&driver)).is_err(), "{driver:?}");
         }

@@ -1,8 +1,8 @@
 //! Session messages between their model and their protobuf form.
 
 use super::assignments::{complete, incremental};
+use super::inventories::inventory;
 use super::objects::bounded;
-use super::reports::inventory;
 use super::{Malformed, proto};
 use crate::model::*;
 use crate::pki::Secret;
@@ -22,6 +22,16 @@ fn period(millis: u64, what: &str) -> Result<Duration, Malformed> {
     Err(Malformed(format!("a {what} of {millis}ms")))
 }
 
+fn mark_from(mark: Option<proto::Mark>) -> Result<Mark, Malformed> {
+    let proto::Mark { epoch, revision } = mark.unwrap_or_default();
+    let epoch = Epoch::new(epoch).ok_or_else(|| Malformed(format!("a history numbered {epoch}")))?;
+    Ok(Mark { epoch, revision })
+}
+
+fn mark_into(mark: Mark) -> proto::Mark {
+    proto::Mark { epoch: mark.epoch.as_u64(), revision: mark.revision }
+}
+
 fn bearer(id: &str) -> Result<uuid::Uuid, Malformed> {
     id.parse().map_err(|_| Malformed(format!("'{}' is no bearer's id", id.chars().take(80).collect::<String>())))
 }
@@ -39,6 +49,7 @@ impl From<Upward> for proto::ServiceMessage {
                 host_name: greeting.host_name,
                 addresses: Some((&greeting.addresses).into()),
                 version: greeting.version,
+                mark: Some(mark_into(greeting.mark)),
             }),
             Upward::Heartbeat => Up::Heartbeat(proto::Heartbeat {}),
             Upward::Reports { sequence, reports } => {
@@ -71,6 +82,7 @@ impl TryFrom<proto::ServiceMessage> for Upward {
                 host_name: bounded(hello.host_name, 253, "a host name")?,
                 addresses: hello.addresses.map(TryInto::try_into).transpose()?.unwrap_or_default(),
                 version: bounded(hello.version, 64, "a version")?,
+                mark: mark_from(hello.mark)?,
             }),
             Up::Heartbeat(proto::Heartbeat {}) => Upward::Heartbeat,
             Up::Reports(proto::Reports { sequence, pools, volumes, attachments, snapshots }) => {
@@ -175,6 +187,7 @@ impl From<Downward> for proto::ManagerMessage {
                 heartbeat_ms: millis(welcome.heartbeat),
                 lease_ms: millis(welcome.lease),
                 managers: welcome.managers,
+                mark: Some(mark_into(welcome.mark)),
             }),
             Downward::Complete { set, partial, results_in } => Down::Assignments(complete(&set, partial, results_in)),
             Downward::Incremental { changes, applies_to, results_in } => {
@@ -184,6 +197,7 @@ impl From<Downward> for proto::ManagerMessage {
             Downward::ReportsAck { sequence } => Down::ReportsAck(proto::ReportsAck { sequence }),
             Downward::InventoryRequest { nonce } => Down::InventoryRequest(proto::InventoryRequest { nonce }),
             Downward::Managers(managers) => Down::Managers(proto::Managers { managers }),
+            Downward::Mark(mark) => Down::Mark(mark_into(mark)),
             Downward::Trust(trust) => Down::Trust(proto::Trust {
                 roots: trust.roots,
                 revoked: trust.revoked.iter().map(ToString::to_string).collect(),
@@ -205,12 +219,14 @@ impl TryFrom<proto::ManagerMessage> for Downward {
                 heartbeat: period(welcome.heartbeat_ms, "heartbeat")?,
                 lease: period(welcome.lease_ms, "lease")?,
                 managers: welcome.managers,
+                mark: mark_from(welcome.mark)?,
             }),
             Down::Assignments(message) => message.try_into()?,
             Down::HeartbeatAck(proto::HeartbeatAck {}) => Downward::HeartbeatAck,
             Down::ReportsAck(ack) => Downward::ReportsAck { sequence: ack.sequence },
             Down::InventoryRequest(request) => Downward::InventoryRequest { nonce: request.nonce },
             Down::Managers(message) => Downward::Managers(message.managers),
+            Down::Mark(mark) => Downward::Mark(mark_from(Some(mark))?),
             Down::Trust(trust) => Downward::Trust(Trust {
                 roots: trust.roots,
                 revoked: trust.revoked.iter().map(|id| bearer(id)).collect::<Result<_, _>>()?,
@@ -233,6 +249,7 @@ mod tests {
             id: VolumeId::from_bytes([1; 16]),
             generation: Generation::new(3),
             volume: Observed::Known(ServedVolume { size: ByteSize::mib(1), exports: vec![] }),
+            progress: Some(Progress { done: ByteSize::mib(1), of: ByteSize::mib(3) }),
             failure: Some("no space".into()),
         };
         let pool = PoolReport {
@@ -247,7 +264,32 @@ mod tests {
             name: "v".into(),
             size: ByteSize::mib(1),
             generation: Generation::new(3),
+            told: Generation::new(4),
             exported: true,
+            unfinished: true,
+            data: Some(ByteSize::mib(7)),
+            damage: Some("bent".into()),
+        };
+        let place = PoolPlace {
+            cluster: ClusterId::from_bytes([8; 16]),
+            name: "fast".into(),
+            driver: Driver::File { path: "/srv/fast".into(), limit: None },
+        };
+        let stray = InventoryPool {
+            id: PoolId::from_bytes([2; 16]),
+            told: Generation::new(5),
+            place: Some(place),
+            failure: Some("away".into()),
+        };
+        let past = InventorySnapshot {
+            id: SnapshotId::from_bytes([5; 16]),
+            pool: PoolId::from_bytes([2; 16]),
+            volume: VolumeId::from_bytes([1; 16]),
+            name: "monday".into(),
+            size: ByteSize::mib(1),
+            at: Timestamp::from_millis(9),
+            told: Generation::new(2),
+            data: None,
             damage: None,
         };
         let attachment = AttachmentReport {
@@ -260,7 +302,10 @@ mod tests {
         vec![
             Upward::Heartbeat,
             Upward::Reports { sequence: 7, reports },
-            Upward::Inventory { nonce: 1, inventory: Inventory { volumes: vec![found], ..Inventory::default() } },
+            Upward::Inventory {
+                nonce: 1,
+                inventory: Inventory { pools: vec![stray], volumes: vec![found], snapshots: vec![past] },
+            },
             Upward::Goodbye,
         ]
     }
@@ -276,6 +321,7 @@ mod tests {
         for message in [
             Downward::Complete { set: AssignmentSet::default(), partial: true, results_in: Step(1) },
             Downward::Managers(vec!["127.0.0.1:1".into()]),
+            Downward::Mark(Mark { epoch: Epoch::FIRST.next(), revision: 7 }),
             Downward::Trust(Trust {
                 roots: vec!["pem".into()],
                 revoked: [uuid::Uuid::from_bytes([9; 16])].into(),

@@ -14,10 +14,12 @@ mod drivers;
 mod fault;
 mod figures;
 mod images;
+mod inventories;
 mod limits;
 mod listen;
 mod messages;
 mod objects;
+mod orphans;
 mod reports;
 mod rules;
 mod seats;
@@ -40,6 +42,8 @@ pub use listen::{ALPN, Admission, ListenError, Listener, advertised, local_peers
 pub use messages::{Joiner, Renewer, TokenProof};
 pub use objects::Malformed;
 
+/// On a manager's answers while it cannot reach its store: since when, in milliseconds since 1970.
+pub const STALE_SINCE: &str = "symphony-stale-since";
 /// Where managers listen unless told otherwise.
 pub const MANAGER_PORT: u16 = 15760;
 /// Where block services listen unless told otherwise.

@@ -135,6 +135,7 @@ impl From<&Service> for proto::Service {
             spec: Some(proto::ServiceSpec {
                 r#type: number::<proto::ServiceType>(service.spec.service_type),
                 labels: service.spec.labels.clone().into_iter().collect(),
+                draining: service.spec.draining.map(Timestamp::as_millis),
             }),
             status: Some(proto::ServiceStatus {
                 state: number::<proto::ServiceState>(status.state),
@@ -160,6 +161,7 @@ impl TryFrom<proto::Service> for Service {
             spec: ServiceSpec {
                 service_type: enumerated::<proto::ServiceType, _>(spec.r#type)?,
                 labels: spec.labels.into_iter().collect(),
+                draining: spec.draining.map(Timestamp::from_millis),
             },
             status: ServiceStatus {
                 state: enumerated::<proto::ServiceState, _>(status.state)?,
@@ -183,6 +185,7 @@ impl From<&Pool> for proto::Pool {
                 service: pool.spec.service.to_string(),
                 driver: Some((&pool.spec.driver).into()),
                 rules: Some(pool.spec.rules.into()),
+                formerly: pool.spec.formerly.map(|id| id.to_string()),
             }),
             status: Some(proto::PoolStatus {
                 phase: number::<proto::Phase>(status.phase),
@@ -193,6 +196,8 @@ impl From<&Pool> for proto::Pool {
                 copies: status.copies,
                 metadata: status.metadata.map(Into::into),
                 level: number::<proto::Level>(status.level),
+                extent: status.extent.map(ByteSize::as_u64),
+                size: status.size.map(ByteSize::as_u64),
                 message: status.message.clone(),
             }),
         }
@@ -211,6 +216,7 @@ impl TryFrom<proto::Pool> for Pool {
                 service: spec.service.parse()?,
                 driver: required(spec.driver, "a pool's driver")?.try_into()?,
                 rules: spec.rules.map(Into::into).unwrap_or_default(),
+                formerly: spec.formerly.map(|id| id.parse()).transpose()?,
             },
             status: PoolStatus {
                 phase: enumerated::<proto::Phase, _>(status.phase)?,
@@ -221,6 +227,8 @@ impl TryFrom<proto::Pool> for Pool {
                 copies: status.copies,
                 metadata: status.metadata.map(Into::into),
                 level: enumerated::<proto::Level, _>(status.level)?,
+                extent: status.extent.map(ByteSize::bytes),
+                size: status.size.map(ByteSize::bytes),
                 message: status.message,
             },
         })
@@ -271,6 +279,7 @@ impl From<&Volume> for proto::Volume {
                 revert: volume.spec.revert.map(Into::into),
                 shrunk: volume.spec.shrunk.map(Generation::as_u64),
                 image: volume.spec.image.as_deref().map(Into::into),
+                wipe: volume.spec.wipe,
             }),
             status: Some(proto::VolumeStatus {
                 phase: number::<proto::Phase>(status.phase),
@@ -278,6 +287,8 @@ impl From<&Volume> for proto::Volume {
                 placement: status.placement.iter().map(Into::into).collect(),
                 size: status.size.map(ByteSize::as_u64),
                 exports: status.exports.iter().map(Into::into).collect(),
+                progress: status.progress.map(Into::into),
+                promised: status.promised.map(ByteSize::as_u64),
                 message: status.message.clone(),
             }),
         }
@@ -300,6 +311,7 @@ impl TryFrom<proto::Volume> for Volume {
                 revert: spec.revert.map(TryInto::try_into).transpose()?,
                 shrunk: spec.shrunk.map(Generation::new),
                 image: spec.image.map(|tie| tie.try_into().map(Box::new)).transpose()?,
+                wipe: spec.wipe,
             },
             status: VolumeStatus {
                 phase: enumerated::<proto::Phase, _>(status.phase)?,
@@ -307,6 +319,8 @@ impl TryFrom<proto::Volume> for Volume {
                 placement: status.placement.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
                 size: status.size.map(ByteSize::bytes),
                 exports: status.exports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+                progress: status.progress.map(Into::into),
+                promised: status.promised.map(ByteSize::bytes),
                 message: status.message,
             },
         })
@@ -381,6 +395,7 @@ mod tests {
             revert: None,
             shrunk: None,
             image: None,
+            wipe: false,
         };
         let mut volume = Volume::new(meta, spec, vec![Replica { pool, service }]);
         volume.status.exports.push(Export { protocol: Protocol::Nbd, uri: "nbd://127.0.0.1/v".into() });
@@ -390,7 +405,7 @@ mod tests {
 
         let driver = Driver::File { path: "/srv/pool".into(), limit: Some(ByteSize::mib(5)) };
         let rules = PoolRules { overcommit_percent: 150, warn_percent: 70, refuse_percent: 90 };
-        let spec = PoolSpec { service, driver, rules };
+        let spec = PoolSpec { service, driver, rules, formerly: Some(ClusterId::from_bytes([6; 16])) };
         let mut pool = Pool::new(Meta::new(pool, "p".parse().unwrap(), now), spec);
         pool.status.level = Level::High;
         let metadata = [5, 3, 1].map(ByteSize::mib);

@@ -30,20 +30,21 @@ fn observed<T>(observation: i32, known: impl FnOnce() -> Result<T, Malformed>) -
 
 impl From<&PoolReport> for proto::PoolReport {
     fn from(report: &PoolReport) -> Self {
-        let (capacity, used, copies, metadata) = match &report.capacity {
-            Observed::Known(known) => {
-                (known.capacity.as_u64(), known.used.as_u64(), known.copies, known.metadata.map(Into::into))
-            }
-            Observed::Unknown | Observed::Absent => (0, 0, false, None),
+        let known = match &report.capacity {
+            Observed::Known(known) => *known,
+            Observed::Unknown | Observed::Absent => PoolCapacity::default(),
         };
+        let PoolCapacity { capacity, used, metadata, copies, extent, size } = known;
         Self {
             id: report.id.to_string(),
             generation: report.generation.as_u64(),
             observation: observation(&report.capacity),
-            capacity,
-            used,
+            capacity: capacity.as_u64(),
+            used: used.as_u64(),
             copies,
-            metadata,
+            metadata: metadata.map(Into::into),
+            extent: extent.map(ByteSize::as_u64),
+            size: size.map(ByteSize::as_u64),
             failure: report.failure.clone(),
         }
     }
@@ -55,7 +56,12 @@ impl TryFrom<proto::PoolReport> for PoolReport {
     fn try_from(report: proto::PoolReport) -> Result<Self, Malformed> {
         let (capacity, used) = (ByteSize::bytes(report.capacity), ByteSize::bytes(report.used));
         let metadata = report.metadata.map(Into::into);
-        let capacity = || Ok(PoolCapacity { capacity, used, metadata, copies: report.copies });
+        let (copies, extent, size) =
+            (report.copies, report.extent.map(ByteSize::bytes), report.size.map(ByteSize::bytes));
+        if extent == Some(ByteSize::ZERO) {
+            return Err(Malformed("a pool's extents have no size".to_owned()));
+        }
+        let capacity = || Ok(PoolCapacity { capacity, used, metadata, copies, extent, size });
         Ok(Self {
             id: report.id.parse()?,
             generation: Generation::new(report.generation),
@@ -77,6 +83,7 @@ impl From<&VolumeReport> for proto::VolumeReport {
             observation: observation(&report.volume),
             size,
             exports,
+            progress: report.progress.map(Into::into),
             failure: report.failure.clone(),
         }
     }
@@ -100,79 +107,17 @@ impl TryFrom<proto::VolumeReport> for VolumeReport {
             id: report.id.parse()?,
             generation: Generation::new(report.generation),
             volume: observed(report.observation, volume)?,
+            progress: report.progress.map(Into::into),
             failure: report.failure.map(failure).transpose()?,
-        })
-    }
-}
-
-pub(super) fn inventory(nonce: u64, inventory: Inventory) -> proto::InventoryAnswer {
-    let pool = |pool: InventoryPool| proto::InventoryPool { id: pool.id.to_string(), failure: pool.failure };
-    let volume = |volume: InventoryVolume| proto::InventoryVolume {
-        id: volume.id.to_string(),
-        pool: volume.pool.to_string(),
-        name: volume.name,
-        size: volume.size.as_u64(),
-        generation: volume.generation.as_u64(),
-        exported: volume.exported,
-        damage: volume.damage,
-    };
-    let snapshot = |snapshot: InventorySnapshot| proto::InventorySnapshot {
-        id: snapshot.id.to_string(),
-        pool: snapshot.pool.to_string(),
-        volume: snapshot.volume.to_string(),
-        name: snapshot.name,
-        size: snapshot.size.as_u64(),
-        damage: snapshot.damage,
-    };
-    proto::InventoryAnswer {
-        nonce,
-        snapshots: inventory.snapshots.into_iter().map(snapshot).collect(),
-        pools: inventory.pools.into_iter().map(pool).collect(),
-        volumes: inventory.volumes.into_iter().map(volume).collect(),
-    }
-}
-
-impl TryFrom<proto::InventoryAnswer> for Inventory {
-    type Error = Malformed;
-
-    fn try_from(answer: proto::InventoryAnswer) -> Result<Self, Malformed> {
-        let pool = |pool: proto::InventoryPool| -> Result<InventoryPool, Malformed> {
-            Ok(InventoryPool { id: pool.id.parse()?, failure: pool.failure })
-        };
-        let volume = |volume: proto::InventoryVolume| -> Result<InventoryVolume, Malformed> {
-            Ok(InventoryVolume {
-                id: volume.id.parse()?,
-                pool: volume.pool.parse()?,
-                name: volume.name,
-                size: ByteSize::bytes(volume.size),
-                generation: Generation::new(volume.generation),
-                exported: volume.exported,
-                damage: volume.damage,
-            })
-        };
-        let snapshot = |snapshot: proto::InventorySnapshot| -> Result<InventorySnapshot, Malformed> {
-            Ok(InventorySnapshot {
-                id: snapshot.id.parse()?,
-                pool: snapshot.pool.parse()?,
-                volume: snapshot.volume.parse()?,
-                name: snapshot.name,
-                size: ByteSize::bytes(snapshot.size),
-                damage: snapshot.damage,
-            })
-        };
-        Ok(Self {
-            snapshots: answer.snapshots.into_iter().map(snapshot).collect::<Result<_, _>>()?,
-            pools: answer.pools.into_iter().map(pool).collect::<Result<_, _>>()?,
-            volumes: answer.volumes.into_iter().map(volume).collect::<Result<_, _>>()?,
         })
     }
 }
 
 impl From<&SnapshotReport> for proto::SnapshotReport {
     fn from(report: &SnapshotReport) -> Self {
-        let (size, taken_at) = match &report.snapshot {
-            Observed::Known(taken) => (taken.size.as_u64(), taken.at.as_millis()),
-            Observed::Unknown | Observed::Absent => (0, 0),
+        let (size, taken_at, fill) = match &report.snapshot {
+            Observed::Known(taken) => (taken.size.as_u64(), taken.at.as_millis(), taken.fill.map(Into::into)),
+            Observed::Unknown | Observed::Absent => (0, 0, None),
         };
         Self {
             id: report.id.to_string(),
@@ -180,6 +125,8 @@ impl From<&SnapshotReport> for proto::SnapshotReport {
             observation: observation(&report.snapshot),
             size,
             taken_at,
+            fill,
+            spoilt: report.spoilt,
             failure: report.failure.clone(),
         }
     }
@@ -190,10 +137,12 @@ impl TryFrom<proto::SnapshotReport> for SnapshotReport {
 
     fn try_from(report: proto::SnapshotReport) -> Result<Self, Malformed> {
         let (size, at) = (ByteSize::bytes(report.size), Timestamp::from_millis(report.taken_at));
+        let fill = report.fill.map(Into::into);
         Ok(Self {
             id: report.id.parse()?,
             generation: Generation::new(report.generation),
-            snapshot: observed(report.observation, || Ok(TakenSnapshot { size, at }))?,
+            snapshot: observed(report.observation, || Ok(TakenSnapshot { size, at, fill }))?,
+            spoilt: report.spoilt,
             failure: report.failure.map(failure).transpose()?,
         })
     }

@@ -15,6 +15,8 @@ pub(super) enum Trouble {
     Server(String),
     /// The server does not accept us.
     Client(String),
+    /// The server has nothing to show yet: it is starting, or nobody has made it a member.
+    Bare,
     /// Neither; the connection broke.
     Broken,
 }
@@ -68,9 +70,7 @@ fn of_alert(alert: AlertDescription) -> Trouble {
             "the certificate shown to it is not one of its cluster, or not meant for this; its log says more"
         }
         AlertDescription::CertificateRequired => "it asks for a certificate, and none that is valid could be shown",
-        AlertDescription::AccessDenied => {
-            "it has no certificate yet: it is no member of a cluster; run `symphony ctl … manager init` on its host"
-        }
+        AlertDescription::AccessDenied => return Trouble::Bare,
         AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure => {
             return Trouble::Server("it does not speak TLS 1.3 with the ciphers that symphony uses".into());
         }
@@ -96,8 +96,7 @@ mod tests {
         assert!(text.contains("was revoked"), "{text}");
         let Trouble::Server(text) = of(Error::InvalidCertificate(CertificateError::UnknownIssuer)) else { panic!() };
         assert!(text.contains("another cluster"), "{text}");
-        let Trouble::Client(text) = of(Error::AlertReceived(AlertDescription::AccessDenied)) else { panic!() };
-        assert!(text.contains("manager init"), "{text}");
+        assert_eq!(of(Error::AlertReceived(AlertDescription::AccessDenied)), Trouble::Bare);
         assert_eq!(of(Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)), Trouble::NotTls);
         assert_eq!(trouble(&io::ErrorKind::UnexpectedEof.into()), Trouble::Broken);
     }

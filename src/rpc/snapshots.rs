@@ -49,6 +49,7 @@ impl From<&SnapshotMember> for proto::SnapshotMember {
             name: member.name.to_string(),
             volume: member.volume.to_string(),
             pool: member.pool.to_string(),
+            room: member.room.map(ByteSize::as_u64),
         }
     }
 }
@@ -62,6 +63,7 @@ impl TryFrom<proto::SnapshotMember> for SnapshotMember {
             name: member.name.parse()?,
             volume: member.volume.parse()?,
             pool: member.pool.parse()?,
+            room: member.room.map(ByteSize::bytes),
         })
     }
 }
@@ -82,6 +84,7 @@ impl From<&Snapshot> for proto::Snapshot {
                 volume: spec.volume.to_string(),
                 volume_name: spec.volume_name.to_string(),
                 set: spec.set.iter().map(Into::into).collect(),
+                room: spec.room.map(Into::into),
             }),
             status: Some(proto::SnapshotStatus {
                 phase: number::<proto::Phase>(status.phase),
@@ -90,6 +93,10 @@ impl From<&Snapshot> for proto::Snapshot {
                 promised: status.promised.as_u64(),
                 size: status.size.map(ByteSize::as_u64),
                 taken_at: status.taken_at.map(Timestamp::as_millis),
+                fill: status.fill.map(Into::into),
+                level: number::<proto::Level>(status.level),
+                spoilt: status.spoilt,
+                room: status.room.map(ByteSize::as_u64),
                 message: status.message.clone(),
             }),
         }
@@ -108,6 +115,7 @@ impl TryFrom<proto::Snapshot> for Snapshot {
                 volume: spec.volume.parse()?,
                 volume_name: spec.volume_name.parse()?,
                 set: members(spec.set)?,
+                room: spec.room.map(TryInto::try_into).transpose()?,
             },
             status: SnapshotStatus {
                 phase: enumerated::<proto::Phase, _>(status.phase)?,
@@ -116,6 +124,11 @@ impl TryFrom<proto::Snapshot> for Snapshot {
                 promised: ByteSize::bytes(status.promised),
                 size: status.size.map(ByteSize::bytes),
                 taken_at: status.taken_at.map(Timestamp::from_millis),
+                fill: status.fill.map(Into::into),
+                // Managers of before say nothing of it.
+                level: if status.level == 0 { Level::Ok } else { enumerated::<proto::Level, _>(status.level)? },
+                spoilt: status.spoilt,
+                room: status.room.map(ByteSize::bytes),
                 message: status.message,
             },
         })
@@ -131,6 +144,7 @@ impl From<&SnapshotAssignment> for proto::SnapshotAssignment {
             volume: snapshot.volume.to_string(),
             pool: snapshot.pool.to_string(),
             set: snapshot.set.iter().map(Into::into).collect(),
+            room: snapshot.room.map(ByteSize::as_u64),
             made: snapshot.made,
             removed: snapshot.removed,
         }
@@ -148,6 +162,7 @@ impl TryFrom<proto::SnapshotAssignment> for SnapshotAssignment {
             volume: snapshot.volume.parse()?,
             pool: snapshot.pool.parse()?,
             set: members(snapshot.set)?,
+            room: snapshot.room.map(ByteSize::bytes),
             made: snapshot.made,
             removed: snapshot.removed,
         })
@@ -163,12 +178,16 @@ mod tests {
         let (volume, pool) = (VolumeId::from_bytes([1; 16]), PoolId::from_bytes([2; 16]));
         let (id, service) = (SnapshotId::from_bytes([3; 16]), ServiceId::from_bytes([4; 16]));
         let name: Name = "s".parse().unwrap();
-        let member = SnapshotMember { snapshot: id, name: name.clone(), volume, pool };
-        let spec = SnapshotSpec { volume, volume_name: "v".parse().unwrap(), set: vec![member.clone()] };
+        let room = Some(ByteSize::mib(8));
+        let member = SnapshotMember { snapshot: id, name: name.clone(), volume, pool, room };
+        let words = Some(Room::Percent(20));
+        let spec = SnapshotSpec { volume, volume_name: "v".parse().unwrap(), set: vec![member.clone()], room: words };
         let meta = Meta::new(id, name, Timestamp::from_millis(1));
         let mut snapshot = Snapshot::new(meta, spec, vec![Replica { pool, service }], ByteSize::mib(1));
         snapshot.status.size = Some(ByteSize::mib(1));
         snapshot.status.taken_at = Some(Timestamp::from_millis(7));
+        (snapshot.status.room, snapshot.status.level, snapshot.status.spoilt) = (room, Level::High, true);
+        snapshot.status.fill = Some(Fill { room: ByteSize::mib(8), used: ByteSize::mib(7) });
         assert_eq!(Snapshot::try_from(proto::Snapshot::from(&snapshot)), Ok(snapshot.clone()));
         let assigned = SnapshotAssignment::of(&snapshot, service).unwrap();
         assert_eq!(SnapshotAssignment::try_from(proto::SnapshotAssignment::from(&assigned)), Ok(assigned.clone()));

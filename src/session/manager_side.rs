@@ -1,7 +1,7 @@
 //! The manager's end of one session.
 
 use super::{Downward, Ended, Greeting, Step, Upward, Welcome};
-use crate::model::{AssignmentSet, Inventory, Report, Trust};
+use crate::model::{AssignmentSet, Inventory, Mark, Report, Trust};
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub enum ManagerEvent {
     },
     /// The managers of the cluster have changed.
     Managers(Vec<String>),
+    /// How far the state has come, before what follows from it.
+    Mark(Mark),
     /// Whose certificates to believe has changed.
     Trust(Trust),
     /// The reports of this sequence number are in the store.
@@ -102,6 +104,10 @@ impl ManagerSide {
             ManagerEvent::Assigned { set, partial } => self.assign(set, partial),
             ManagerEvent::Managers(managers) => match self.state {
                 State::Open { .. } => vec![ManagerAction::Send(Downward::Managers(managers))],
+                _ => Vec::new(),
+            },
+            ManagerEvent::Mark(mark) => match self.state {
+                State::Open { .. } => vec![ManagerAction::Send(Downward::Mark(mark))],
                 _ => Vec::new(),
             },
             ManagerEvent::Trust(trust) => match self.state {

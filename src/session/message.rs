@@ -1,6 +1,8 @@
 //! What the two ends say to each other.
 
-use crate::model::{Addresses, AssignmentSet, Changes, ClusterId, Inventory, Report, ServiceId, SessionId, Trust};
+use crate::model::{
+    Addresses, AssignmentSet, Changes, ClusterId, Inventory, Mark, Report, ServiceId, SessionId, Trust,
+};
 use std::time::Duration;
 
 /// A position in a session's chain of assignment messages.
@@ -15,6 +17,8 @@ pub struct Greeting {
     pub host_name: String,
     pub addresses: Addresses,
     pub version: String,
+    /// The last that it was told of how far the state had come.
+    pub mark: Mark,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub struct Welcome {
     pub lease: Duration,
     /// `host:port` of every manager, the speaking one first.
     pub managers: Vec<String>,
+    /// How far the state has come, whatever was said before.
+    pub mark: Mark,
 }
 
 /// From the block service.
@@ -60,6 +66,8 @@ pub enum Downward {
     },
     /// `host:port` of every manager, as in [`Welcome`].
     Managers(Vec<String>),
+    /// How far the state has come; before the assignments that follow from it.
+    Mark(Mark),
     /// Whose certificates to believe from now on.
     Trust(Trust),
     Removed,

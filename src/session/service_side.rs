@@ -1,7 +1,7 @@
 //! The block service's end of one session.
 
 use super::{Downward, Ended, Greeting, Step, Upward};
-use crate::model::{AssignedId, AssignmentSet, Changes, Inventory, Report, Trust};
+use crate::model::{AssignedId, AssignmentSet, Changes, Inventory, Mark, Report, Trust};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ pub enum ServiceAction {
     Learn {
         managers: Vec<String>,
     },
+    /// The state has come so far; before the assignments that follow from it.
+    Remember(Mark),
     /// Believe these from now on.
     Believe(Trust),
     /// Hold exactly this from now on.
@@ -117,7 +119,11 @@ impl ServiceSide {
             (_, Downward::Removed) => self.end(Ended::Removed),
             (State::Greeting, Downward::Welcome(welcome)) => {
                 self.state = State::Open { heartbeat: welcome.heartbeat, lease: welcome.lease, step: None };
-                vec![ServiceAction::Opened, ServiceAction::Learn { managers: welcome.managers }]
+                vec![
+                    ServiceAction::Opened,
+                    ServiceAction::Remember(welcome.mark),
+                    ServiceAction::Learn { managers: welcome.managers },
+                ]
             }
             (State::Greeting, _) => self.fault("the first message must be Welcome"),
             (State::Open { .. }, Downward::Welcome(_)) => self.fault("a second Welcome"),
@@ -129,6 +135,7 @@ impl ServiceSide {
                 }
             }
             (State::Open { .. }, Downward::Managers(managers)) => vec![ServiceAction::Learn { managers }],
+            (State::Open { .. }, Downward::Mark(mark)) => vec![ServiceAction::Remember(mark)],
             (State::Open { .. }, Downward::Trust(trust)) => vec![ServiceAction::Believe(trust)],
             (State::Open { step, .. }, Downward::Incremental { changes, applies_to, results_in }) => {
                 if *step != Some(applies_to) || results_in <= applies_to {

@@ -15,11 +15,18 @@ fn greeting() -> Greeting {
         host_name: "host".into(),
         addresses: Addresses::default(),
         version: "0".into(),
+        mark: Mark::default(),
     }
 }
 
 fn welcome() -> Welcome {
-    Welcome { session: SessionId::from_bytes([3; 16]), heartbeat: HEARTBEAT, lease: LEASE, managers: vec![] }
+    Welcome {
+        session: SessionId::from_bytes([3; 16]),
+        heartbeat: HEARTBEAT,
+        lease: LEASE,
+        managers: vec![],
+        mark: Mark::default(),
+    }
 }
 
 fn volume(id: u8, generation: u64) -> VolumeAssignment {
@@ -34,6 +41,7 @@ fn volume(id: u8, generation: u64) -> VolumeAssignment {
         revert: None,
         shrunk: None,
         image: None,
+        wipe: false,
         made: false,
         removed: false,
     }
@@ -41,6 +49,7 @@ fn volume(id: u8, generation: u64) -> VolumeAssignment {
 
 fn report(id: u8, generation: u64) -> Report {
     Report::Volume(VolumeReport {
+        progress: None,
         id: VolumeId::from_bytes([id; 16]),
         generation: Generation::new(generation),
         volume: Observed::Unknown,
@@ -95,7 +104,7 @@ impl World {
                     self.service_does(actions);
                 }
                 ServiceAction::Believe(trust) => self.believed = Some(trust),
-                ServiceAction::Opened | ServiceAction::Learn { .. } => {}
+                ServiceAction::Opened | ServiceAction::Remember(_) | ServiceAction::Learn { .. } => {}
                 ServiceAction::End(reason) => self.ends.push(reason),
             }
         }

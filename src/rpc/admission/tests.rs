@@ -19,7 +19,11 @@ fn expected(path: &str, kind: Kind) -> bool {
         ("grpc.health.v1.Health", _) => true,
         ("symphony.v1.Control", _) if looks => matches!(kind, LOCAL | ADMIN | VIEWER | MANAGER),
         ("symphony.v1.Control", _) => matches!(kind, LOCAL | ADMIN),
-        ("symphony.v1.BlockControl", _) => kind == LOCAL,
+        ("symphony.v1.Recovery", "ListOrphans" | "GetLoss" | "GetDrain" | "GetRecovery") => {
+            matches!(kind, LOCAL | ADMIN | VIEWER | MANAGER)
+        }
+        ("symphony.v1.Recovery", _) => matches!(kind, LOCAL | ADMIN),
+        ("symphony.v1.BlockControl" | "symphony.v1.Stores", _) => kind == LOCAL,
         ("symphony.v1.Figures" | "symphony.v1.Devices", _) => matches!(kind, LOCAL | ADMIN | VIEWER),
         ("symphony.v1.Images", _) => matches!(kind, LOCAL | BLOCK | ADMIN),
         ("symphony.v1.Dispatcher", "Session") => matches!(kind, LOCAL | BLOCK),
@@ -88,7 +92,7 @@ async fn a_refused_peer_may_call_nothing_and_is_told_why() {
         let status = call(&channel, path).await;
         let (reason, advice) = status.message().split_at("not from here".len());
         assert_eq!((status.code(), reason), (Code::PermissionDenied, "not from here"), "{path}");
-        let operator = path.starts_with("/symphony.v1.Control/");
+        let operator = ["/symphony.v1.Control/", "/symphony.v1.Recovery/"].iter().any(|face| path.starts_with(face));
         assert_eq!(advice.contains("client create") && advice.contains("--bundle"), operator, "{path}: {advice}");
     }
 }
