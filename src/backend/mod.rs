@@ -8,7 +8,7 @@ pub mod lvm;
 
 use crate::io::BlockIo;
 use crate::model::{
-    ByteSize, ClusterId, Generation, InventorySnapshot, InventoryVolume, Name, PoolCapacity, PoolId, Revert,
+    ByteSize, ClusterId, Generation, InventorySnapshot, InventoryVolume, Name, PoolCapacity, PoolId, Progress, Revert,
     SnapshotId, Source, TakenSnapshot, Timestamp, VolumeId,
 };
 use std::sync::Arc;
@@ -44,6 +44,8 @@ pub struct SnapshotLayout {
     pub id: SnapshotId,
     pub name: Name,
     pub volume: VolumeId,
+    /// What it is to have for changes of the volume, where it takes room at once; absent: what is usual.
+    pub room: Option<ByteSize>,
 }
 
 /// What an idempotent verb did.
@@ -109,6 +111,23 @@ pub trait Backend: Send + Sync + 'static {
         self.ensure_volume(volume).map(drop)
     }
 
+    /// Overwrites the volume's bytes, durably, so that nobody who gets its space can read them; it can only be removed
+    /// afterwards. Goes on where an earlier call stopped; nothing where there is no such volume. The caller has a tombstone
+    /// and has closed every handle.
+    ///
+    /// # Errors
+    /// [`BackendError::Refused`] where overwriting a volume's bytes does not overwrite what the medium holds of them.
+    fn wipe_volume(&self, id: VolumeId) -> Result<(), BackendError>;
+
+    /// How far the work on volumes is that takes long, as long as it is under way.
+    fn progress(&self) -> Vec<(VolumeId, Progress)> {
+        Vec::new()
+    }
+
+    /// Lets what takes long end soon, unfinished, as if it had been killed: on one volume, or on all. What has not been
+    /// begun does not hear of it.
+    fn abandon(&self, _id: Option<VolumeId>) {}
+
     /// Destroys the volume's data. The caller has a tombstone and has closed every handle.
     fn remove_volume(&self, id: VolumeId) -> Result<Removed, BackendError>;
 
@@ -120,6 +139,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Every volume found on the pool's devices, assigned or not; `exported` is false here.
     fn observe_volumes(&self) -> Result<Vec<InventoryVolume>, BackendError>;
+
+    /// Volumes on the pool's devices that were begun and never came to be, as far as the backend can tell them: there are
+    /// nobody's bytes in them, and [`Self::observe_volumes`] leaves them out.
+    fn observe_unfinished(&self) -> Result<Vec<InventoryVolume>, BackendError> {
+        Ok(Vec::new())
+    }
 
     /// A snapshot that was settled; none if there is no such one.
     fn find_snapshot(&self, id: SnapshotId) -> Result<Option<TakenSnapshot>, BackendError>;

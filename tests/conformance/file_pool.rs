@@ -468,3 +468,13 @@ fn an_image_left_over_is_taken_over_only_while_it_is_one_hole() {
     assert!(matches!(pool.ensure_volume(&used), Err(BackendError::Damaged { .. })));
     assert_eq!(file.metadata().unwrap().len(), 3 << 20);
 }
+
+#[test]
+fn a_file_cannot_be_wiped_and_says_why() {
+    let scratch = Scratch::new();
+    let pool = scratch.open(false).unwrap();
+    let volume = written(&pool);
+    let error = pool.wipe_volume(volume.id).unwrap_err();
+    assert!(matches!(&error, BackendError::Refused(why) if why.contains("may write elsewhere")), "{error}");
+    pool.open_volume(volume.id).unwrap();
+}

@@ -48,7 +48,8 @@ impl Stage {
     /// None, with a word, where LVM is not installed.
     pub fn new(kind: Kind, devices: &[PathBuf]) -> Option<Self> {
         let lvm = Executable::installed().inspect_err(|error| eprintln!("skipped: {error}")).ok()?;
-        let settings = Settings { kind, devices: devices.to_vec(), wipe: BTreeSet::new(), room: Room::default() };
+        let (devices, wipe) = (devices.to_vec(), BTreeSet::new());
+        let settings = Settings { kind, devices, wipe, room: Room::default(), ceiling: None };
         Some(Self { ground: Ground::of_host(Arc::new(lvm)), identity: crate::backend::identity(), settings })
     }
 

@@ -24,7 +24,7 @@ fn on_every_driver(test: impl Fn(&Driver)) {
 }
 
 pub fn snapshot_of(volume: VolumeId) -> SnapshotLayout {
-    SnapshotLayout { id: SnapshotId::generate(), name: "monday".parse().unwrap(), volume }
+    SnapshotLayout { id: SnapshotId::generate(), name: "monday".parse().unwrap(), volume, room: None }
 }
 
 pub fn at(millis: u64) -> Timestamp {

@@ -138,6 +138,32 @@ pub(super) fn ensure_marker(root: &Directory, identity: &PoolIdentity) -> Result
     Ok(Ensured::Updated)
 }
 
+/// Makes a marker that is `from`'s say that the directory is `to`'s; nothing where it says so already. The caller holds the lock.
+pub(super) fn pass_on(root: &Directory, from: &PoolIdentity, to: &PoolIdentity) -> Result<Ensured, BackendError> {
+    let Some(marker) = load::<Marker>(root, MARKER)? else {
+        return Err(lost(root, format!("its marker {MARKER} is missing")));
+    };
+    if marker.marks(to) {
+        return Ok(Ensured::Unchanged);
+    }
+    check_owner(root, &marker, from)?;
+    save(root, MARKER, &Marker::from(to))?;
+    Ok(Ensured::Updated)
+}
+
+/// The same for a pool that is closed.
+pub(super) fn pass_on_at(from: &PoolIdentity, to: &PoolIdentity, path: &Path) -> Result<Ensured, BackendError> {
+    let root = open_root(path, true)?;
+    let _lock = lock_for(&root, from)?;
+    pass_on(&root, from, to)
+}
+
+/// Whose marker is in a directory, if there is one.
+pub(super) fn find(path: &Path) -> Result<Option<PoolIdentity>, BackendError> {
+    let marker = load::<Marker>(&Directory::open(path)?, MARKER)?;
+    Ok(marker.map(|Marker { cluster, pool, name }| PoolIdentity { cluster, pool, name }))
+}
+
 fn check_owner(root: &Directory, marker: &Marker, identity: &PoolIdentity) -> Result<(), BackendError> {
     if marker.marks(identity) { Ok(()) } else { Err(BackendError::Taken { place: place(root), owner: marker.owner() }) }
 }

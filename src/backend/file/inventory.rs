@@ -1,11 +1,11 @@
 //! What is in the pool: room, and volumes, whole or damaged.
 
 use super::FilePool;
-use super::layout::{Part, part, snapshot_of};
+use super::layout::{Part, image, part, snapshot_of};
 use super::volume::UNDESCRIBED;
 use crate::backend::BackendError;
 use crate::host::disk::capacity_of;
-use crate::model::{ByteSize, Generation, InventoryVolume, PoolCapacity, PoolId, VolumeId};
+use crate::model::{ByteSize, InventoryVolume, PoolCapacity, PoolId, VolumeId};
 use std::collections::BTreeSet;
 
 impl FilePool {
@@ -25,7 +25,7 @@ impl FilePool {
         }
         let room = capacity_of(&self.volumes)?.available.saturating_add(used);
         let capacity = self.settings().limit.map_or(room, |limit| limit.min(room));
-        Ok(PoolCapacity { capacity, used, metadata: None, copies: self.can_copy() })
+        Ok(PoolCapacity { capacity, used, copies: self.can_copy(), ..PoolCapacity::default() })
     }
 
     pub(super) fn inventory(&self) -> Result<Vec<InventoryVolume>, BackendError> {
@@ -36,18 +36,27 @@ impl FilePool {
         found.into_iter().filter_map(look).collect()
     }
 
+    /// What [`Self::inventory`] leaves out: volumes that were begun and never came to be.
+    pub(super) fn unfinished(&self) -> Result<Vec<InventoryVolume>, BackendError> {
+        let pool = self.settings().identity.pool;
+        let found: BTreeSet<VolumeId> =
+            self.volumes.names()?.iter().filter_map(|name| part(name)).map(|(id, _)| id).collect();
+        let mut begun = Vec::new();
+        for id in found {
+            if self.look(pool, id)?.is_none() {
+                begun.push(InventoryVolume { unfinished: true, ..InventoryVolume::bare(id, pool) });
+            }
+        }
+        Ok(begun)
+    }
+
     /// One volume as it lies there; none if it is gone since it was listed, or has never come into being.
     fn look(&self, pool: PoolId, id: VolumeId) -> Result<Option<InventoryVolume>, BackendError> {
         let _turn = self.turns.take(id);
-        let mut seen = InventoryVolume {
-            id,
-            pool,
-            name: String::new(),
-            size: ByteSize::ZERO,
-            generation: Generation::default(),
-            exported: false,
-            damage: None,
-        };
+        let mut seen = InventoryVolume::bare(id, pool);
+        if let Ok(facts) = self.volumes.facts(&image(id)) {
+            seen.data = facts.map(|facts| facts.allocated);
+        }
         let length = self.image_length(id);
         if let Ok(Some(length)) = length {
             seen.size = length;

@@ -30,7 +30,8 @@ use crate::host::document::DocumentError;
 use crate::host::lock::Lock;
 use crate::io::{BlockIo, FileIo};
 use crate::model::{
-    ByteSize, InventorySnapshot, InventoryVolume, Name, PoolCapacity, SnapshotId, TakenSnapshot, Timestamp, VolumeId,
+    ByteSize, ClusterId, InventorySnapshot, InventoryVolume, Name, PoolCapacity, SnapshotId, TakenSnapshot, Timestamp,
+    VolumeId,
 };
 use crate::runtime::Turns;
 use std::collections::HashMap;
@@ -88,6 +89,30 @@ impl FilePool {
         Ok(done)
     }
 
+    /// The cluster whose mark it bears.
+    pub fn cluster(&self) -> ClusterId {
+        self.settings().identity.cluster
+    }
+
+    /// Lets the pool, while it is in use, bear the mark of another cluster than the one that it was opened for.
+    pub fn pass_on(&self, cluster: ClusterId) -> Result<Ensured, BackendError> {
+        let mut settings = lock(&self.settings);
+        let to = PoolIdentity { cluster, ..settings.identity.clone() };
+        let done = claim::pass_on(&self.root, &settings.identity, &to)?;
+        settings.identity = to;
+        Ok(done)
+    }
+
+    /// The same for a pool that is not open: what bears `from`'s mark bears `to`'s from then on.
+    pub fn pass_on_at(from: &PoolIdentity, to: &PoolIdentity, path: &Path) -> Result<Ensured, BackendError> {
+        claim::pass_on_at(from, to, path)
+    }
+
+    /// Whose mark the directory bears, if that can be told; nothing is opened or changed.
+    pub fn find(path: &Path) -> Result<Option<PoolIdentity>, BackendError> {
+        claim::find(path)
+    }
+
     fn settings(&self) -> Settings {
         lock(&self.settings).clone()
     }
@@ -96,6 +121,13 @@ impl FilePool {
 impl Backend for FilePool {
     fn ensure_volume(&self, volume: &VolumeLayout) -> Result<Ensured, BackendError> {
         self.keep(volume)
+    }
+
+    fn wipe_volume(&self, id: VolumeId) -> Result<(), BackendError> {
+        Err(BackendError::Refused(format!(
+            "volume {id} cannot be wiped: where a file is overwritten, its file system may write elsewhere and leave what was \
+             there, and blocks may be shared with snapshots and copies; remove it without"
+        )))
     }
 
     fn remove_volume(&self, id: VolumeId) -> Result<Removed, BackendError> {
@@ -112,6 +144,10 @@ impl Backend for FilePool {
 
     fn observe_volumes(&self) -> Result<Vec<InventoryVolume>, BackendError> {
         self.inventory()
+    }
+
+    fn observe_unfinished(&self) -> Result<Vec<InventoryVolume>, BackendError> {
+        self.unfinished()
     }
 
     fn find_snapshot(&self, id: SnapshotId) -> Result<Option<TakenSnapshot>, BackendError> {

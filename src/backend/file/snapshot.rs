@@ -11,7 +11,7 @@ use crate::backend::{BackendError, Removed, SnapshotLayout};
 use crate::host::directory::{Directory, FileError, PRIVATE};
 use crate::host::disk::share_blocks;
 use crate::host::document::{load, save};
-use crate::model::{ByteSize, InventorySnapshot, PoolId, SnapshotId, TakenSnapshot, Timestamp};
+use crate::model::{ByteSize, Generation, InventorySnapshot, PoolId, SnapshotId, TakenSnapshot, Timestamp};
 use std::collections::BTreeSet;
 use std::io;
 
@@ -25,7 +25,7 @@ impl FilePool {
         let Some(kept) = self.snapshots()? else { return Ok(None) };
         let Some(card) = self.card(&kept, id)? else { return Ok(None) };
         self.check_image(&kept, &card)?;
-        Ok(Some(TakenSnapshot { size: card.size, at: card.at }))
+        Ok(Some(TakenSnapshot { size: card.size, at: card.at, fill: None }))
     }
 
     pub(super) fn stage(&self, snapshot: &SnapshotLayout, at: Timestamp) -> Result<(), BackendError> {
@@ -47,7 +47,7 @@ impl FilePool {
         let failed = |action, error| FileError::new(action, kept.path_of(&files.staged), error);
         share_blocks(&source, &target).map_err(|error| failed("copy into", error))?;
         target.sync_all().map_err(|error| failed("sync", error))?;
-        let SnapshotLayout { id, name, volume } = snapshot.clone();
+        let SnapshotLayout { id, name, volume, room: _ } = snapshot.clone();
         // Saving it makes the directory durable, and with it the image's name.
         Ok(save(&kept, &files.staged_card, &Card { id, name, volume, size: held.size, at })?)
     }
@@ -71,7 +71,7 @@ impl FilePool {
         self.check_image(&kept, &card)?;
         kept.rename(&files.staged_card, &files.card)?;
         kept.sync()?;
-        Ok(TakenSnapshot { size: card.size, at: card.at })
+        Ok(TakenSnapshot { size: card.size, at: card.at, fill: None })
     }
 
     pub(super) fn destroy_snapshot(&self, id: SnapshotId) -> Result<Removed, BackendError> {
@@ -104,8 +104,10 @@ impl FilePool {
         let _turn = self.snapshot_turns.take(id);
         let Some(card) = self.card(kept, id)? else { return Ok(None) };
         let damage = self.check_image(kept, &card).err().map(|error| error.to_string());
-        let Card { volume, name, size, .. } = card;
-        Ok(Some(InventorySnapshot { id, pool, volume, name: name.into(), size, damage }))
+        let Card { volume, name, size, at, .. } = card;
+        let data = kept.facts(&SnapshotFiles::of(id).image)?.map(|facts| facts.allocated);
+        let (name, told) = (name.into(), Generation::default());
+        Ok(Some(InventorySnapshot { id, pool, volume, name, size, at, told, data, damage }))
     }
 
     fn card(&self, kept: &Directory, id: SnapshotId) -> Result<Option<Card>, BackendError> {

@@ -42,7 +42,8 @@ pub(super) fn ensure(
         let places = places(hands, settings)?;
         let elsewhere = if made { Vec::new() } else { elsewhere(hands, &places)? };
         let (nodes, devices, seen) = look(hands, &places)?;
-        let wanted = Wanted { identity, kind: settings.kind, made, places: &places, elsewhere: &elsewhere };
+        let (kind, ceiling) = (settings.kind, settings.ceiling);
+        let wanted = Wanted { identity, kind, ceiling, made, places: &places, elsewhere: &elsewhere };
         match next(&wanted, &seen)? {
             None => {
                 hands.settle(&nodes)?;
@@ -71,6 +72,30 @@ pub(super) fn release(hands: &Hands, identity: &PoolIdentity, settings: &Setting
         if steps > STEPS_EACH * (settings.devices.len() + 1) + seen.lvs.len() {
             return Err(BackendError::Refused(format!("{} does not go", hands.group)));
         }
+    }
+}
+
+/// Makes a group that is `from`'s say that it is `to`'s; nothing where it says so already. The caller is in the queue and
+/// holds the lock.
+pub(super) fn pass_on(
+    hands: &Hands,
+    from: &PoolIdentity,
+    to: &PoolIdentity,
+    settings: &Settings,
+) -> Result<Ensured, BackendError> {
+    let places = places(hands, settings)?;
+    let (_, devices, seen) = look(hands, &places)?;
+    let group = super::find(&seen, &hands.group)?;
+    match group.decoded() {
+        Ok(Some(tags)) if tags.marks(to) => Ok(Ensured::Unchanged),
+        Ok(Some(tags)) if tags.marks(from) => {
+            let (present, tags) = (group.tags.clone(), GroupTags { cluster: to.cluster, ..tags });
+            carry_out(hands, to, settings, &devices, &PoolStep::Describe { present, tags })?;
+            Ok(Ensured::Updated)
+        }
+        Ok(Some(tags)) => Err(BackendError::Taken { place: group.name.clone(), owner: tags.owner() }),
+        Ok(None) => Err(BackendError::PoolLost { place: group.name.clone(), reason: "it has no tags".to_owned() }),
+        Err(error) => Err(BackendError::Damaged { path: group.name.clone(), reason: error.to_string() }),
     }
 }
 

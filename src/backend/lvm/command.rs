@@ -5,6 +5,7 @@
 //! guest's volume has a part in it. LVM makes its device nodes itself, so that it works with and without udev.
 
 use super::report::{GROUP_FIELDS, LV_FIELDS, PV_FIELDS, SEGMENT_FIELDS};
+use crate::model::CHANGE_CHUNK;
 use std::path::{Path, PathBuf};
 
 /// Four things: no part in it for udev; no daemons; no copies of metadata below /etc; reports as they are by default.
@@ -26,9 +27,6 @@ pub const ENVIRONMENT: &[(&str, &str)] = &[
 
 /// Room for metadata on each physical volume: some eight thousand volumes with their tags.
 pub const METADATA_AREA: u64 = 16 << 20;
-
-/// What a classic snapshot keeps at once when its origin changes, in bytes.
-pub const COW_CHUNK: u64 = 4096;
 
 /// One call of `lvm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,7 +191,7 @@ impl Devices {
     /// A classic snapshot with so many extents for what its origin was before it changed.
     pub fn share_thick(&self, group: &str, origin: &str, name: &str, extents: u64, tags: &[String]) -> Call {
         let (origin, extents) = (place(group, origin), extents.to_string());
-        let chunk = format!("{COW_CHUNK}b");
+        let chunk = format!("{CHANGE_CHUNK}b");
         let mut arguments = vec!["--yes", "--snapshot", "--extents", &extents, "--chunksize", &chunk, "--name", name];
         arguments.extend(tags.iter().flat_map(|tag| ["--addtag", tag]));
         arguments.push(&origin);

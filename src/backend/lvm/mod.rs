@@ -15,10 +15,13 @@
 //! host's configuration. What does not answer makes the pool [`BackendError::Unreachable`], never the service: reads go
 //! on beside a change that hangs, and no change is begun behind it.
 //!
+//! A thin pool has all that its devices hold from the beginning, or begins small and is extended as it fills up, to a
+//! ceiling: whoever owns the pool asks for that with [`LvmPool::extend_if_due`].
+//!
 //! A snapshot of `lvm-thin` costs nothing until something changes, and stands on its own. One of `lvm` has room for a
-//! part of its volume's changes ([`Room`]: a fifth of the volume, at least one gibibyte, at most what the whole volume
-//! takes), and is lost when they are more: it says so, and the volume is not harmed. The volume cannot be removed before
-//! it, nor grow beside it, and copies of either are made byte by byte.
+//! part of its volume's changes, as stated or as usual ([`Room`]), and is lost when they are more: it says so, and the
+//! volume is not harmed. The volume cannot be removed before it, nor grow beside it, and copies of either are made byte by
+//! byte.
 //!
 //! Never here: what should exist, and what may be promised.
 //!
@@ -28,6 +31,7 @@
 
 mod claim;
 pub mod command;
+mod effort;
 mod geometry;
 mod hands;
 mod plan;
@@ -43,20 +47,22 @@ pub use geometry::Room;
 pub use hands::Ground;
 pub use plan::pool::group_name;
 pub use runner::{Executable, Lvm, LvmError};
+pub use snapshot::SnapshotFill;
 pub use tags::Kind;
 
 use super::{Backend, BackendError, Ensured, PoolIdentity, Removed, SnapshotLayout, VolumeLayout};
 use crate::host::lock::Lock;
 use crate::io::{BlockIo, FileIo};
 use crate::model::{
-    ByteSize, InventorySnapshot, InventoryVolume, PoolCapacity, PoolMetadata, SnapshotId, Source, TakenSnapshot,
-    Timestamp, VolumeId,
+    ByteSize, ClusterId, InventorySnapshot, InventoryVolume, PoolCapacity, PoolMetadata, Progress, SnapshotId, Source,
+    TakenSnapshot, Timestamp, VolumeId,
 };
 use crate::runtime::Turns;
+use effort::Efforts;
 use hands::Hands;
 use plan::Sight;
 use plan::names::Role;
-use plan::pool::THIN_POOL;
+use plan::pool::{THIN_POOL, growth_within, most};
 use plan::volume::inventory;
 use report::{Group, Lv, Reported};
 use std::collections::{BTreeSet, HashMap};
@@ -73,8 +79,10 @@ pub struct Settings {
     pub devices: Vec<PathBuf>,
     /// Which of them may lose what they carry when they enter the pool.
     pub wipe: BTreeSet<PathBuf>,
-    /// What a classic snapshot of a thick volume gets.
+    /// What a classic snapshot of a thick volume gets where nobody says how much.
     pub room: Room,
+    /// Of a thin pool: it begins small and is extended as it fills up, to so much data at most. None: it has everything.
+    pub ceiling: Option<ByteSize>,
 }
 
 /// One pool in one volume group. There is at most one value of this type per group on the host. What it opened lives on
@@ -93,8 +101,9 @@ pub struct LvmPool {
     /// One verb at a time on one volume; different volumes do not wait for each other.
     turns: Turns<VolumeId>,
     snapshot_turns: Turns<SnapshotId>,
-    /// How full classic snapshots were when that was last said, in hundredths.
-    warned: Mutex<HashMap<SnapshotId, u64>>,
+    /// How full classic snapshots were at the last look.
+    watched: Mutex<HashMap<SnapshotId, SnapshotFill>>,
+    efforts: Efforts,
 }
 
 impl fmt::Debug for LvmPool {
@@ -149,7 +158,8 @@ impl LvmPool {
             open: Mutex::default(),
             turns: Turns::default(),
             snapshot_turns: Turns::default(),
-            warned: Mutex::default(),
+            watched: Mutex::default(),
+            efforts: Efforts::default(),
             hands,
         };
         Ok((pool, done))
@@ -175,35 +185,83 @@ impl LvmPool {
         hands.change(|| claim::release(&hands, identity, settings))
     }
 
+    /// The cluster whose mark it bears.
+    pub fn cluster(&self) -> ClusterId {
+        self.settings().identity.cluster
+    }
+
+    /// Lets the pool, while it is in use, bear the mark of another cluster than the one that it was opened for.
+    pub fn pass_on(&self, cluster: ClusterId) -> Result<Ensured, BackendError> {
+        let Present { identity, settings, .. } = self.settings();
+        let to = PoolIdentity { cluster, ..identity.clone() };
+        let done = self.hands.change(|| claim::pass_on(&self.hands, &identity, &to, &settings))?;
+        lock(&self.present).identity = to;
+        Ok(done)
+    }
+
+    /// The same for a pool that is not open: what bears `from`'s mark bears `to`'s from then on.
+    pub fn pass_on_at(
+        ground: &Ground,
+        from: &PoolIdentity,
+        to: &PoolIdentity,
+        settings: &Settings,
+    ) -> Result<Ensured, BackendError> {
+        let hands = Hands::new(ground.clone(), group_name(from.pool));
+        let _lock = claim::lock(&hands)?;
+        hands.change(|| claim::pass_on(&hands, from, to, settings))
+    }
+
     /// How full it is, of a thin pool the metadata too.
     pub fn observe_use(&self) -> Result<PoolUse, BackendError> {
         let seen = self.look()?;
         let sight = self.sight(&seen)?;
         let group = sight.group;
-        self.warn_of_fill(&sight);
-        // Room of classic snapshots is nobody's to promise.
-        let is_volume = |lv: &&Lv| matches!(Role::of(&lv.name), Some(Role::Volume(_)));
-        let volumes = seen.lvs_of(&group.name).filter(is_volume);
+        self.watch_fill(&sight);
         match self.kind {
             Kind::Thick => {
-                let used: ByteSize = volumes.map(|lv| lv.size).sum();
-                let capacity = group.free.saturating_add(used);
-                let data = PoolCapacity { capacity, used, metadata: None, copies: true };
+                // The room of snapshots is promised as volumes are; what is a stranger's is nobody's to promise.
+                let ours = seen.lvs_of(&group.name).filter(|lv| Role::of(&lv.name).is_some());
+                let used: ByteSize = ours.map(|lv| lv.size).sum();
+                let (capacity, extent) = (group.free.saturating_add(used), Some(ByteSize::bytes(group.extent)));
+                let data = PoolCapacity { capacity, used, copies: true, extent, ..PoolCapacity::default() };
                 Ok(PoolUse { data, ailment: None })
             }
-            Kind::Thin => self.use_of_thin_pool(seen.lv(&group.name, THIN_POOL)),
+            Kind::Thin => self.use_of_thin_pool(group, seen.lv(&group.name, THIN_POOL)),
         }
     }
 
-    fn use_of_thin_pool(&self, pool: Option<&Lv>) -> Result<PoolUse, BackendError> {
+    fn use_of_thin_pool(&self, group: &Group, pool: Option<&Lv>) -> Result<PoolUse, BackendError> {
         let lost = |reason: &str| BackendError::PoolLost { place: self.hands.group.clone(), reason: reason.to_owned() };
         let pool = pool.ok_or_else(|| lost("its thin pool is gone"))?;
         let used = pool.data.ok_or_else(|| lost("its thin pool is not active"))?.of(pool.size);
         let chunk = ByteSize::bytes(pool.chunk);
         let metadata = pool.metadata_size.zip(pool.metadata);
-        let metadata = metadata.map(|(capacity, part)| PoolMetadata { capacity, used: part.of(capacity), chunk });
-        let data = PoolCapacity { capacity: pool.size, used, metadata, copies: true };
+        let mut metadata = metadata.map(|(capacity, part)| PoolMetadata { capacity, used: part.of(capacity), chunk });
+        let (mut capacity, mut size) = (pool.size, None);
+        if let Some(most) = self.settings().settings.ceiling.and_then(|ceiling| most(pool, group, ceiling)) {
+            (capacity, size) = (ByteSize::bytes(most.data_extents.saturating_mul(group.extent)), Some(pool.size));
+            metadata = metadata.map(|it| PoolMetadata { capacity: ByteSize::bytes(most.metadata_bytes), ..it });
+        }
+        let data = PoolCapacity { capacity, used, metadata, copies: true, extent: None, size };
         Ok(PoolUse { data, ailment: pool.ailment.clone() })
+    }
+
+    /// Extends a thin pool that has a ceiling, if it is full enough; says whether it was.
+    pub fn extend_if_due(&self) -> Result<bool, BackendError> {
+        let Present { identity, settings, .. } = self.settings();
+        let (Kind::Thin, Some(ceiling)) = (self.kind, settings.ceiling) else { return Ok(false) };
+        let seen = self.look()?;
+        let group = self.group_in(&seen)?;
+        let pool = seen.lv(&group.name, THIN_POOL);
+        if pool.and_then(|pool| growth_within(pool, group, ceiling)).is_none() {
+            return Ok(false);
+        }
+        self.ensure_settings(&identity, &settings).map(|done| done == Ensured::Grown)
+    }
+
+    /// Whether it may become larger as it fills up.
+    pub fn can_grow(&self) -> bool {
+        self.kind == Kind::Thin && self.settings().settings.ceiling.is_some()
     }
 
     fn settings(&self) -> Present {
@@ -260,6 +318,18 @@ impl Backend for LvmPool {
             (Kind::Thick, Some(Source::Snapshot(_)) | None) => Ok(()),
             (Kind::Thin, _) => self.keep(volume).map(drop),
         }
+    }
+
+    fn wipe_volume(&self, id: VolumeId) -> Result<(), BackendError> {
+        self.overwrite(id)
+    }
+
+    fn progress(&self) -> Vec<(VolumeId, Progress)> {
+        self.efforts.progress()
+    }
+
+    fn abandon(&self, id: Option<VolumeId>) {
+        self.efforts.abandon(id);
     }
 
     fn remove_volume(&self, id: VolumeId) -> Result<Removed, BackendError> {

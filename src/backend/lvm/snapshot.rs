@@ -1,15 +1,30 @@
 //! Snapshots: what is planned for them, carried out; and an eye on how full classic ones are.
 
-use super::plan::snapshot::{inventory, plan_find, plan_remove, plan_settle, plan_stage};
+use super::plan::snapshot::{fill, inventory, plan_find, plan_remove, plan_settle, plan_stage};
 use super::plan::{Sight, names};
 use super::tags::Kind;
 use super::{LvmPool, lock};
 use crate::backend::{BackendError, Removed, SnapshotLayout};
-use crate::model::{InventorySnapshot, SnapshotId, TakenSnapshot, Timestamp};
+use crate::model::{Fill, InventorySnapshot, SnapshotId, TakenSnapshot, Timestamp};
+use std::collections::HashMap;
 
 /// Hundredths of a classic snapshot's room at which people are warned.
 const WARNINGS: [u64; 3] = [70, 85, 95];
 const OVERFLOWED: u64 = 101;
+
+/// How full a classic snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotFill {
+    pub id: SnapshotId,
+    pub fill: Fill,
+    /// It had no room any more for what its volume was before.
+    pub spoilt: bool,
+}
+
+fn hundredths(fill: Fill) -> u64 {
+    let used = u128::from(fill.used.as_u64()) * 100 / u128::from(fill.room.as_u64().max(1));
+    u64::try_from(used).unwrap_or(u64::MAX)
+}
 
 impl LvmPool {
     pub(super) fn stage(&self, snapshot: &SnapshotLayout, at: Timestamp) -> Result<(), BackendError> {
@@ -42,7 +57,7 @@ impl LvmPool {
         let _turn = self.snapshot_turns.take(id);
         let steps = self.plan(|sight| plan_remove(sight, id))?;
         self.carry_out_all(&steps)?;
-        lock(&self.warned).remove(&id);
+        lock(&self.watched).remove(&id);
         Ok(if steps.is_empty() { Removed::WasAbsent } else { Removed::Gone })
     }
 
@@ -50,29 +65,38 @@ impl LvmPool {
         let seen = self.look()?;
         let sight = self.sight(&seen)?;
         let pool = self.settings().identity.pool;
-        self.warn_of_fill(&sight);
+        self.watch_fill(&sight);
         Ok(seen.lvs_of(&sight.group.name).filter_map(|lv| inventory(&sight, pool, lv)).collect())
     }
 
-    /// The classic snapshots that had overflowed when somebody last looked at the pool.
-    pub fn overflowed(&self) -> Vec<SnapshotId> {
-        lock(&self.warned).iter().filter(|(_, mark)| **mark == OVERFLOWED).map(|(id, _)| *id).collect()
+    /// How full classic snapshots were when somebody last looked at the pool.
+    pub fn fills(&self) -> Vec<SnapshotFill> {
+        lock(&self.watched).values().copied().collect()
     }
 
-    /// Says once for each mark how full classic snapshots have become: nobody can say it when they are lost.
-    pub(super) fn warn_of_fill(&self, sight: &Sight) {
+    /// Remembers how full classic snapshots are, and says once for each mark that they fill up: nobody can say it when they
+    /// are lost.
+    pub(super) fn watch_fill(&self, sight: &Sight) {
         if self.kind == Kind::Thin {
             return;
         }
+        let mut seen = HashMap::new();
         for lv in sight.seen.lvs_of(&sight.group.name) {
-            let (Some(names::Role::Snapshot(id)), Some(part)) = (names::Role::of(&lv.name), lv.data) else { continue };
-            let percent = part.whole();
-            let marks = WARNINGS.iter().copied().filter(|mark| percent >= *mark);
-            let passed = marks.chain(lv.overflowed.then_some(OVERFLOWED)).max().unwrap_or_default();
-            let before = lock(&self.warned).insert(id, passed).unwrap_or_default();
-            if passed > before {
-                let volume = lv.origin.as_deref().unwrap_or_default();
-                tracing::warn!(snapshot = %id, volume, percent, room = %lv.size,
+            let Some(names::Role::Snapshot(id)) = names::Role::of(&lv.name) else { continue };
+            if let Some(fill) = fill(sight, lv) {
+                seen.insert(id, SnapshotFill { id, fill, spoilt: lv.overflowed });
+            }
+        }
+        let before = std::mem::replace(&mut *lock(&self.watched), seen.clone());
+        for SnapshotFill { id, fill, spoilt } in seen.into_values() {
+            let percent = hundredths(fill);
+            let mark = |percent: u64, spoilt: bool| {
+                let marks = WARNINGS.iter().copied().filter(|mark| percent >= *mark);
+                marks.chain(spoilt.then_some(OVERFLOWED)).max().unwrap_or_default()
+            };
+            let passed = before.get(&id).map_or(0, |before| mark(hundredths(before.fill), before.spoilt));
+            if mark(percent, spoilt) > passed {
+                tracing::warn!(snapshot = %id, percent, room = %fill.room,
                     "a classic snapshot fills up; when it is full it is lost, and its volume is not harmed");
             }
         }

@@ -3,7 +3,7 @@
 //! | on | tags |
 //! |---|---|
 //! | the group | `cluster`, `pool`, `name`, `driver`, `state` |
-//! | a volume | `volume`, `name`, `generation`, `size` (bytes), `state`, `lineage.N` (the nearest first, from 0), `revert` |
+//! | a volume | `volume`, `name`, `generation`, `size` (bytes), `state`, `lineage.N` (the nearest first, from 0), `revert`, `wiped` (bytes) |
 //! | a snapshot | `snapshot`, `name`, `volume`, `size` (bytes), `at` (milliseconds), `state` |
 //!
 //! LVM takes letters, digits and `_+.-/=!:&#` in a tag. Everything else in a value, and `#`, is written as `#` and two
@@ -76,6 +76,8 @@ pub struct VolumeTags {
     pub lineage: Vec<String>,
     /// The snapshot whose bytes it is to have again, while it is [`State::Reverting`].
     pub revert: Option<SnapshotId>,
+    /// How much of it has been overwritten from its beginning, while it is [`State::Removing`].
+    pub wiped: Option<ByteSize>,
 }
 
 /// What a snapshot says of itself.
@@ -153,7 +155,7 @@ impl VolumeTags {
     pub fn new(layout: &VolumeLayout, state: State) -> Self {
         let VolumeLayout { id: volume, name, generation, size, source, .. } = layout.clone();
         let lineage = source.iter().map(ToString::to_string).collect();
-        Self { volume, name, generation, size, state, lineage, revert: None }
+        Self { volume, name, generation, size, state, lineage, revert: None, wiped: None }
     }
 
     pub fn encode(&self) -> Result<Vec<String>, TagsError> {
@@ -166,7 +168,8 @@ impl VolumeTags {
         ];
         let ancestor = |(number, ancestor): (usize, &String)| (format!("lineage.{number}"), ancestor.clone());
         let revert = self.revert.map(|snapshot| ("revert".to_owned(), snapshot.to_string()));
-        encode(values.into_iter().chain(self.lineage.iter().enumerate().map(ancestor)).chain(revert))
+        let wiped = self.wiped.map(|bytes| ("wiped".to_owned(), bytes.as_u64().to_string()));
+        encode(values.into_iter().chain(self.lineage.iter().enumerate().map(ancestor)).chain(revert).chain(wiped))
     }
 
     /// Reads a volume's tags; none if none of them is of ours.
@@ -181,6 +184,7 @@ impl VolumeTags {
             state: values.parse("state")?,
             lineage,
             revert: values.0.contains_key("revert").then(|| values.parse("revert")).transpose()?,
+            wiped: values.0.contains_key("wiped").then(|| values.parse("wiped").map(ByteSize::bytes)).transpose()?,
         }))
     }
 }
@@ -188,7 +192,7 @@ impl VolumeTags {
 impl SnapshotTags {
     /// The tags of a snapshot of a volume that has that size, in the state [`State::Staged`].
     pub fn staged(layout: &SnapshotLayout, size: ByteSize, at: Timestamp) -> Self {
-        let SnapshotLayout { id: snapshot, name, volume } = layout.clone();
+        let SnapshotLayout { id: snapshot, name, volume, room: _ } = layout.clone();
         Self { snapshot, name, volume, size, at, state: State::Staged }
     }
 
@@ -291,6 +295,7 @@ mod tests {
             state: State::Making,
             lineage,
             revert: Some(SnapshotId::generate()),
+            wiped: Some(ByteSize::mib(3)),
         }
     }
 
@@ -300,6 +305,7 @@ mod tests {
             id: SnapshotId::generate(),
             name: "monday".parse().unwrap(),
             volume: VolumeId::generate(),
+            room: None,
         };
         let tags = SnapshotTags::staged(&layout, ByteSize::mib(3), Timestamp::from_millis(77));
         let encoded = tags.encode().unwrap();
@@ -335,7 +341,7 @@ mod tests {
             let key = tag.strip_prefix(PREFIX).unwrap().split('=').next().unwrap();
             let mut less = good.clone();
             less.remove(number);
-            if key != "revert" {
+            if !["revert", "wiped"].contains(&key) {
                 assert_eq!(VolumeTags::decode(&less), Err(TagsError::Missing(key.to_owned())));
             }
             let mut twice = good.clone();

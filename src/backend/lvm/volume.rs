@@ -3,6 +3,7 @@
 use super::claim::allowed;
 use super::command::Devices;
 use super::plan::volume::{plan_ensure, plan_open, plan_remove};
+use super::plan::wipe::plan_wipe;
 use super::plan::{Sight, copy, names};
 use super::{LvmPool, lock};
 use crate::backend::{BackendError, Ensured, Removed, VolumeLayout};
@@ -17,13 +18,14 @@ impl LvmPool {
     pub(super) fn keep(&self, layout: &VolumeLayout) -> Result<Ensured, BackendError> {
         check_layout(layout)?;
         let _turn = self.turns.take(layout.id);
+        let underway = self.efforts.begin(layout.id);
         let (owed, planned) = self.plan(|sight| {
             let owed = copy::plan_finish(sight, layout.id)?;
             // Where something is owed the next look sees another picture.
             let planned = owed.is_empty().then(|| plan_ensure(sight, layout)).transpose()?;
             Ok((owed, planned))
         })?;
-        self.carry_out_all(&owed)?;
+        self.carry_out_with(&owed, &underway.effort)?;
         let (steps, done) = match planned {
             Some(planned) => planned,
             None => self.plan(|sight| plan_ensure(sight, layout))?,
@@ -32,7 +34,7 @@ impl LvmPool {
             self.check_closed(layout.id, "put back")?;
         }
         self.flush_source(layout)?;
-        self.carry_out_all(&steps)?;
+        self.carry_out_with(&steps, &underway.effort)?;
         if let Some(shared) = self.shared(layout.id) {
             let grown = shared.grow(layout.size.as_u64());
             grown.map_err(|source| BackendError::Io { action: format!("cannot grow volume {}", layout.id), source })?;
@@ -50,6 +52,14 @@ impl LvmPool {
         }
         self.flush_source(layout)?;
         self.carry_out_all(&steps)
+    }
+
+    pub(super) fn overwrite(&self, id: VolumeId) -> Result<(), BackendError> {
+        let _turn = self.turns.take(id);
+        let underway = self.efforts.begin(id);
+        self.check_closed(id, "wipe")?;
+        let steps = self.plan(|sight| plan_wipe(sight, id))?;
+        self.carry_out_with(&steps, &underway.effort)
     }
 
     pub(super) fn destroy(&self, id: VolumeId) -> Result<Removed, BackendError> {

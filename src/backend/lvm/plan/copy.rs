@@ -117,7 +117,7 @@ pub fn plan_begin(sight: &Sight, layout: &VolumeLayout, source: VolumeId) -> Res
         steps.push(Act::Remove.on(&from));
     }
     let tags = || VolumeTags::new(layout, State::Making).encode().map_err(unspeakable);
-    steps.extend(snapshot::share(sight, origin, &format!("the making of volume {}", layout.id), &from, tags)?);
+    steps.extend(snapshot::share(sight, origin, None, &format!("the making of volume {}", layout.id), &from, tags)?);
     Ok(steps)
 }
 

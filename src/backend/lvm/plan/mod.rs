@@ -5,12 +5,13 @@ pub mod names;
 pub mod pool;
 pub mod snapshot;
 pub mod volume;
+pub mod wipe;
 
 use crate::backend::BackendError;
-use crate::backend::lvm::geometry::Room;
+use crate::backend::lvm::geometry::{Room, extents};
 use crate::backend::lvm::report::{Group, Lv, Reported};
 use crate::backend::lvm::tags::{Kind, TagsError};
-use crate::model::{ByteSize, VolumeId};
+use crate::model::{ByteSize, VolumeId, fitted_room};
 use names::Role;
 
 /// A pool's group as plans see it.
@@ -58,6 +59,11 @@ pub enum Act {
         from: u64,
         to: u64,
     },
+    /// In bytes: zeros are written to the medium itself, whatever else it could do.
+    Wipe {
+        from: u64,
+        to: u64,
+    },
     /// Fills its first so many bytes with another's.
     Copy {
         of: String,
@@ -84,6 +90,16 @@ pub enum Act {
 }
 
 impl Act {
+    /// How many bytes are gone through, where that takes as long as they are many.
+    pub fn length(&self) -> u64 {
+        match self {
+            Act::Zero { from, to } | Act::Wipe { from, to } => to.saturating_sub(*from),
+            Act::Copy { length, .. } | Act::PutBack { length, .. } => *length,
+            Act::Make { .. } | Act::Share { .. } | Act::Activate | Act::Grow { .. } | Act::Shrink { .. } => 0,
+            Act::Describe { .. } | Act::Rename { .. } | Act::Discard { .. } | Act::Remove => 0,
+        }
+    }
+
     pub fn on(self, name: &str) -> Step {
         Step { on: name.to_owned(), act: self }
     }
@@ -108,6 +124,15 @@ impl<'s> Sight<'s> {
             _ => format!("{}/{}", lv.group, lv.name),
         })
         .collect()
+    }
+
+    /// How many extents a classic snapshot of a logical volume of that size gets: so much room, or what is usual.
+    pub fn room_extents(&self, room: Option<ByteSize>, origin: ByteSize) -> u64 {
+        let extent = self.group.extent;
+        match room {
+            Some(room) => extents(fitted_room(room, origin, ByteSize::bytes(extent)), extent),
+            None => self.room.extents(origin, extent),
+        }
     }
 
     /// A thin volume takes its space as it is written to; what may be promised is not for this place to say.

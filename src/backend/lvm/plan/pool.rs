@@ -7,7 +7,7 @@
 
 use crate::backend::lvm::command::ThinPoolSize;
 use crate::backend::lvm::geometry;
-use crate::backend::lvm::report::{Group, Lv, Pv, Reported};
+use crate::backend::lvm::report::{Group, Lv, Percent, Pv, Reported};
 use crate::backend::lvm::tags::{GroupTags, Kind, State};
 use crate::backend::{BackendError, PoolIdentity};
 use crate::host::devices::{Device, judge};
@@ -23,6 +23,8 @@ pub const THIN_POOL: &str = "thin-pool";
 pub struct Wanted<'w> {
     pub identity: &'w PoolIdentity,
     pub kind: Kind,
+    /// Of a thin pool: how much data it may have at most; none: all that its group holds.
+    pub ceiling: Option<ByteSize>,
     /// It has been set up once; anything but the pool as it was is an error then.
     pub made: bool,
     pub places: &'w [Place],
@@ -155,7 +157,7 @@ fn next_of_group(wanted: &Wanted, seen: &Reported, group: &Group) -> Result<Opti
         }
     }
     if wanted.kind == Kind::Thin
-        && let Some(step) = next_of_thin_pool(&tags, seen, group)?
+        && let Some(step) = next_of_thin_pool(wanted.ceiling, &tags, seen, group)?
     {
         return Ok(Some(step));
     }
@@ -164,7 +166,12 @@ fn next_of_group(wanted: &Wanted, seen: &Reported, group: &Group) -> Result<Opti
     Ok((tags != described).then_some(step))
 }
 
-fn next_of_thin_pool(tags: &GroupTags, seen: &Reported, group: &Group) -> Result<Option<PoolStep>, BackendError> {
+fn next_of_thin_pool(
+    ceiling: Option<ByteSize>,
+    tags: &GroupTags,
+    seen: &Reported,
+    group: &Group,
+) -> Result<Option<PoolStep>, BackendError> {
     let total = group.size.as_u64() / group.extent;
     let Some(pool) = seen.lv(&group.name, THIN_POOL).filter(|pool| pool.segments == "thin-pool") else {
         if tags.state != State::Making {
@@ -179,8 +186,12 @@ fn next_of_thin_pool(tags: &GroupTags, seen: &Reported, group: &Group) -> Result
         if let Some(left) = seen.lvs_of(&group.name).find(part) {
             return Ok(Some(PoolStep::Remove(left.name.clone())));
         }
-        let size = geometry::thin_pool(total, group.extent, None)
-            .ok_or_else(|| BackendError::Refused(format!("{} is too small for a thin pool", group.name)))?;
+        let size = match ceiling {
+            Some(ceiling) => geometry::thin_pool_within(total, group.extent, None, ceiling)
+                .map(|most| geometry::thin_pool_at_first(most, group.extent)),
+            None => geometry::thin_pool(total, group.extent, None),
+        };
+        let size = size.ok_or_else(|| BackendError::Refused(format!("{} is too small for a thin pool", group.name)))?;
         return Ok(Some(PoolStep::MakeThinPool(size)));
     };
     if pool.when_full.as_deref().is_some_and(|manner| manner != "error") {
@@ -189,7 +200,41 @@ fn next_of_thin_pool(tags: &GroupTags, seen: &Reported, group: &Group) -> Result
     if !pool.active {
         return Ok(Some(PoolStep::Activate));
     }
-    Ok(growth(pool, group, total))
+    Ok(match ceiling {
+        Some(ceiling) => growth_within(pool, group, ceiling),
+        None => growth(pool, group, total),
+    })
+}
+
+/// What a thin pool with a ceiling can be extended to, as far as its group has it now. None if nobody can say.
+pub fn most(pool: &Lv, group: &Group, ceiling: ByteSize) -> Option<ThinPoolSize> {
+    let total = group.size.as_u64() / group.extent;
+    let most = geometry::thin_pool_within(total, group.extent, Some(pool.chunk), ceiling)?;
+    let metadata = pool.metadata_size?.as_u64();
+    let metadata_bytes = most.metadata_bytes.max(metadata);
+    // The spare grows with it.
+    let more = (metadata_bytes - metadata).div_ceil(group.extent).saturating_mul(2);
+    let present = geometry::extents(pool.size, group.extent);
+    let room = (group.free.as_u64() / group.extent).saturating_sub(more);
+    let data_extents = most.data_extents.min(present.saturating_add(room)).max(present);
+    Some(ThinPoolSize { data_extents, metadata_bytes, ..most })
+}
+
+/// What a thin pool with a ceiling needs next, by how full it is: metadata before the data that they are to remember.
+pub fn growth_within(pool: &Lv, group: &Group, ceiling: ByteSize) -> Option<PoolStep> {
+    let most = most(pool, group, ceiling)?;
+    let (present, metadata) = (geometry::extents(pool.size, group.extent), pool.metadata_size?.as_u64());
+    let part = |part: Percent, of: u64| part.of(ByteSize::bytes(of)).as_u64();
+    let data = geometry::extended(present, part(pool.data?, present), most.data_extents);
+    let wanted = geometry::metadata_for(data, &most, group.extent);
+    let eased = geometry::extended(metadata, part(pool.metadata?, metadata), most.metadata_bytes);
+    let more = wanted.max(eased).next_multiple_of(group.extent).min(most.metadata_bytes).saturating_sub(metadata);
+    let free = group.free.as_u64() / group.extent;
+    if more > 0 && more.div_ceil(group.extent).saturating_mul(2) <= free {
+        return Some(PoolStep::GrowMetadata(more));
+    }
+    let more = data.saturating_sub(present).min(free);
+    (more > 0).then_some(PoolStep::GrowData(more))
 }
 
 /// A group that has been extended has room that its thin pool does not have yet.

@@ -12,7 +12,7 @@ use super::{Act, Sight, Step, damaged, names, unspeakable};
 use crate::backend::lvm::report::Lv;
 use crate::backend::lvm::tags::{Kind, SnapshotTags, State};
 use crate::backend::{BackendError, SnapshotLayout};
-use crate::model::{InventorySnapshot, PoolId, SnapshotId, TakenSnapshot, Timestamp};
+use crate::model::{ByteSize, Fill, Generation, InventorySnapshot, PoolId, SnapshotId, TakenSnapshot, Timestamp};
 
 const UNDESCRIBED: &str = "it is there without the tags that say what it is";
 
@@ -27,21 +27,23 @@ pub fn plan_stage(sight: &Sight, layout: &SnapshotLayout, at: Timestamp) -> Resu
         steps.push(Act::Remove.on(&name));
     }
     let (origin, held) = super::volume::whole(sight, layout.volume)?;
-    steps.extend(share(sight, origin, &format!("snapshot {}", layout.id), &name, || {
+    steps.extend(share(sight, origin, layout.room, &format!("snapshot {}", layout.id), &name, || {
         SnapshotTags::staged(layout, held.size, at).encode().map_err(unspeakable)
     })?);
     Ok(steps)
 }
 
-/// Makes a snapshot of a volume under that name; a classic one while the volume is active.
+/// Makes a snapshot of a volume under that name; a classic one while the volume is active, with so much room or what is
+/// usual.
 pub fn share(
     sight: &Sight,
     origin: &Lv,
+    room: Option<ByteSize>,
     whose: &str,
     name: &str,
     tags: impl FnOnce() -> Result<Vec<String>, BackendError>,
 ) -> Result<Vec<Step>, BackendError> {
-    let room = (sight.kind == Kind::Thick).then(|| sight.room.extents(origin.size, sight.group.extent));
+    let room = (sight.kind == Kind::Thick).then(|| sight.room_extents(room, origin.size));
     sight.check_room(whose, room.unwrap_or_default())?;
     let mut steps: Vec<Step> = room.and_then(|_| sight.activation(origin)).into_iter().collect();
     steps.push(Act::Share { of: origin.name.clone(), room, tags: tags()? }.on(name));
@@ -53,7 +55,7 @@ pub fn plan_settle(sight: &Sight, id: SnapshotId) -> Result<(Vec<Step>, TakenSna
     let lv = sight.lv(&names::snapshot(id)).ok_or_else(|| lost(sight, id))?;
     let held = decoded(lv, id)?;
     check_sound(sight, lv, &held)?;
-    let taken = TakenSnapshot { size: held.size, at: held.at };
+    let taken = TakenSnapshot { size: held.size, at: held.at, fill: fill(sight, lv) };
     if held.state == State::Ready {
         return Ok((Vec::new(), taken));
     }
@@ -70,7 +72,7 @@ pub fn plan_find(sight: &Sight, id: SnapshotId) -> Result<(Vec<Step>, Option<Tak
     }
     check_sound(sight, lv, &held)?;
     let steps = sight.activation(lv).filter(|_| sight.kind == Kind::Thick).into_iter().collect();
-    Ok((steps, Some(TakenSnapshot { size: held.size, at: held.at })))
+    Ok((steps, Some(TakenSnapshot { size: held.size, at: held.at, fill: fill(sight, lv) })))
 }
 
 /// The snapshot that something is to be made of, and what it says of itself.
@@ -108,7 +110,14 @@ pub fn inventory(sight: &Sight, pool: PoolId, lv: &Lv) -> Option<InventorySnapsh
         return None;
     }
     let damage = decoded(lv, id).and_then(|held| check_sound(sight, lv, &held)).err().map(|error| error.to_string());
-    Some(InventorySnapshot { id, pool, volume: held.volume, name: held.name.to_string(), size: held.size, damage })
+    let (volume, name, size, at) = (held.volume, held.name.to_string(), held.size, held.at);
+    Some(InventorySnapshot { id, pool, volume, name, size, at, told: Generation::default(), data: None, damage })
+}
+
+/// How full a classic snapshot's room is; nobody knows as long as it is not active.
+pub fn fill(sight: &Sight, lv: &Lv) -> Option<Fill> {
+    let used = lv.data.filter(|_| sight.kind == Kind::Thick)?.of(lv.size);
+    Some(Fill { room: lv.size, used })
 }
 
 fn decoded(lv: &Lv, id: SnapshotId) -> Result<SnapshotTags, BackendError> {

@@ -58,11 +58,7 @@ pub fn plan_ensure(sight: &Sight, layout: &VolumeLayout) -> Result<(Vec<Step>, E
 /// # Errors
 /// If classic snapshots of it would be lost with it.
 pub fn plan_remove(sight: &Sight, id: VolumeId) -> Result<Vec<Step>, BackendError> {
-    let dependants = sight.dependants(id);
-    if !dependants.is_empty() {
-        let reason = format!("volume {id} cannot be removed before what depends on it: {}", dependants.join(", "));
-        return Err(BackendError::Refused(reason));
-    }
+    check_independent(sight, id)?;
     let mut steps = Vec::new();
     if let Some(lv) = sight.lv(&names::volume(id)) {
         if let Ok(Some(held)) = lv.decoded()
@@ -79,6 +75,17 @@ pub fn plan_remove(sight: &Sight, id: VolumeId) -> Result<Vec<Step>, BackendErro
     let rest = [names::next(id), names::from(id)];
     steps.extend(rest.iter().filter_map(|name| sight.lv(name)).map(|lv| Act::Remove.on(&lv.name)));
     Ok(steps)
+}
+
+/// # Errors
+/// If classic snapshots of it would be lost with it.
+pub(super) fn check_independent(sight: &Sight, id: VolumeId) -> Result<(), BackendError> {
+    let dependants = sight.dependants(id);
+    if dependants.is_empty() {
+        return Ok(());
+    }
+    let reason = format!("volume {id} cannot be removed before what depends on it: {}", dependants.join(", "));
+    Err(BackendError::Refused(reason))
 }
 
 /// The volume that something is to be made of, and what it says of itself.
@@ -127,15 +134,7 @@ pub fn inventory(sight: &Sight, pool: PoolId, lv: &Lv) -> Option<InventoryVolume
     let tags = lv.decoded();
     let told = tags.as_ref().ok().and_then(|tags| tags.as_ref()).map(|tags| tags.volume);
     let id = named.or(told)?;
-    let mut seen = InventoryVolume {
-        id,
-        pool,
-        name: String::new(),
-        size: lv.size,
-        generation: Generation::default(),
-        exported: false,
-        damage: None,
-    };
+    let mut seen = InventoryVolume { size: lv.size, ..InventoryVolume::bare(id, pool) };
     seen.damage = match tags {
         Ok(Some(tags)) => {
             seen.name = tags.name.to_string();
@@ -143,7 +142,10 @@ pub fn inventory(sight: &Sight, pool: PoolId, lv: &Lv) -> Option<InventoryVolume
             seen.generation = tags.generation;
             match tags.state {
                 State::Making => return None,
-                State::Removing => Some("its removal was begun and has not ended".to_owned()),
+                State::Removing => {
+                    seen.unfinished = true;
+                    Some("its removal was begun and has not ended".to_owned())
+                }
                 _ if named != Some(tags.volume) => Some(format!("it describes volume {}", tags.volume)),
                 State::Ready | State::Reverting => check_kind(sight.kind, lv)
                     .and_then(|()| check_size(lv, tags.size))

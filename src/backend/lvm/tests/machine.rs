@@ -44,6 +44,7 @@ impl Machine {
             devices: vec![at("dev/vdb"), at("dev/vdc")],
             wipe: BTreeSet::new(),
             room: Room::default(),
+            ceiling: None,
         };
         let machine = Self { scratch, model, ground, identity, settings };
         for (number, name) in ["vdb", "vdc", "vdd"].into_iter().enumerate() {
@@ -116,5 +117,5 @@ pub fn read(io: &dyn BlockIo) -> Vec<u8> {
 }
 
 pub fn snapshot_of(volume: VolumeId) -> SnapshotLayout {
-    SnapshotLayout { id: SnapshotId::generate(), name: "monday".parse().unwrap(), volume }
+    SnapshotLayout { id: SnapshotId::generate(), name: "monday".parse().unwrap(), volume, room: None }
 }

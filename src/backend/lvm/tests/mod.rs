@@ -1,7 +1,9 @@
 mod copies;
+mod growth;
 mod kill_points;
 mod machine;
 mod model;
 mod pools;
 mod sequences;
 mod snapshots;
+mod wipes;

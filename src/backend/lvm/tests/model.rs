@@ -34,6 +34,10 @@ pub struct Volume {
     pub origin: Option<String>,
     /// Of a classic snapshot: it had no room any more.
     pub overflowed: bool,
+    /// Of a classic snapshot: how full its room is; of a thin pool: how full its data and its metadata are, if not as its
+    /// volumes' files and a tenth of it say.
+    pub percent: Option<f64>,
+    pub metadata_percent: f64,
     pub ailment: &'static str,
 }
 
@@ -49,6 +53,8 @@ impl Volume {
             when_full,
             origin: None,
             overflowed: false,
+            percent: None,
+            metadata_percent: 10.0,
             ailment: "",
         }
     }
@@ -66,11 +72,17 @@ pub struct State {
     /// How many changes are still carried out, and whether the one behind them is carried out before it fails.
     pub fuse: Option<(usize, bool)>,
     pub shown: Vec<String>,
+    /// Removed thick volumes, and whether they held nothing but zeros by then.
+    pub emptied: BTreeMap<String, bool>,
 }
+
+/// Told of every change before it is carried out.
+pub type Listener = Box<dyn Fn(&Call) + Send>;
 
 pub struct Model {
     dev: PathBuf,
     state: Mutex<State>,
+    pub listener: Mutex<Option<Listener>>,
 }
 
 type Done = Result<(), String>;
@@ -126,7 +138,7 @@ impl<'c> Words<'c> {
 
 impl Model {
     pub fn new(dev: &Path) -> Self {
-        Self { dev: dev.to_owned(), state: Mutex::default() }
+        Self { dev: dev.to_owned(), state: Mutex::default(), listener: Mutex::default() }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -323,6 +335,10 @@ impl Model {
             }
             let depends = |other: &Volume| other.is_classic() && other.origin.as_deref() == Some(name);
             assert!(!lvs.values().any(depends), "{name} would take its classic snapshots with it");
+            if lv.segments == "linear" {
+                let zeros = fs::read(self.node(group, name)).unwrap().iter().all(|byte| *byte == 0);
+                state.emptied.insert(name.to_owned(), zeros);
+            }
             if lv.segments != "thin-pool" {
                 fs::remove_file(self.node(group, name)).unwrap();
             }
@@ -338,13 +354,16 @@ impl Model {
         let lv = lvs.get_mut(name).ok_or("no such volume")?;
         if verb == "lvextend" {
             if words.get("--poolmetadatasize").is_some() {
+                let old = lv.metadata;
                 lv.metadata += words.bytes("--poolmetadatasize") / EXTENT;
+                lv.metadata_percent *= old as f64 / lv.metadata as f64;
                 return Ok(());
             }
             let more = words.bytes("--extents");
             if lv.segments != "thin" && more > free {
                 return Err("insufficient free space".to_owned());
             }
+            lv.percent = lv.percent.map(|percent| percent * lv.extents as f64 / (lv.extents + more) as f64);
             lv.extents += more;
             if lv.segments != "thin-pool" {
                 let lv = lv.clone();
@@ -420,11 +439,11 @@ impl Model {
             "origin": lv.origin.clone().unwrap_or_default(),
             "lv_snapshot_invalid": if lv.overflowed && lv.active { "snapshot invalid" } else { "unknown" },
             "data_percent": match lv.active {
-                true if is_pool => percent(used),
                 true if lv.overflowed => "100.00".to_owned(),
+                true if is_pool || lv.is_classic() => lv.percent.map_or_else(|| percent(used), |it| format!("{it:.2}")),
                 _ => String::new(),
             },
-            "metadata_percent": if is_pool && lv.active { "10.00" } else { "" },
+            "metadata_percent": if is_pool && lv.active { format!("{:.2}", lv.metadata_percent) } else { String::new() },
             "lv_when_full": if is_pool { lv.when_full } else { "" }, "lv_health_status": lv.ailment,
             "lv_active": if lv.active { "active" } else { "" }, "lv_tags": tags,
         })
@@ -459,6 +478,9 @@ impl Lvm for Model {
             let words = Words::of(call);
             let visible: Vec<PathBuf> = words.get("--devices").unwrap().split(',').map(PathBuf::from).collect();
             return Ok(self.report(&state, &visible).to_string().into_bytes());
+        }
+        if let Some(listener) = &*self.listener.lock().unwrap() {
+            listener(call);
         }
         state.shown.push(call.shown());
         match &mut state.fuse {

@@ -105,7 +105,8 @@ fn two_groups_of_the_pool_s_name_are_an_error_that_says_so() {
     let seen = crate::backend::lvm::report::parse(twins.as_bytes()).unwrap();
     use crate::backend::lvm::plan::pool::{Wanted, next};
     for made in [false, true] {
-        let wanted = Wanted { identity: &machine.identity, kind: Kind::Thick, made, places: &[], elsewhere: &[] };
+        let (identity, kind) = (&machine.identity, Kind::Thick);
+        let wanted = Wanted { identity, kind, ceiling: None, made, places: &[], elsewhere: &[] };
         assert!(matches!(next(&wanted, &seen), Err(BackendError::Taken { owner, .. }) if owner.contains("two")));
     }
 }
@@ -166,7 +167,8 @@ fn a_device_that_shrank_makes_the_pool_lost_and_is_named() {
         crate::backend::lvm::report::parse(json.to_string().as_bytes()).unwrap()
     };
     use crate::backend::lvm::plan::pool::{Wanted, next};
-    let wanted = Wanted { identity: &machine.identity, kind: Kind::Thick, made: true, places: &[], elsewhere: &[] };
+    let (identity, kind) = (&machine.identity, Kind::Thick);
+    let wanted = Wanted { identity, kind, ceiling: None, made: true, places: &[], elsewhere: &[] };
     assert_eq!(next(&wanted, &report(8 << 20)).unwrap(), None);
     let error = next(&wanted, &report((8 << 20) - 512)).unwrap_err();
     assert!(

@@ -75,12 +75,14 @@ fn a_snapshot_that_overflowed_is_lost_with_the_reason_everywhere_and_its_volume_
     let found = pool.observe_snapshots().unwrap();
     assert!(found.len() == 1 && found[0].damage.as_ref().is_some_and(|why| why.contains("lost")), "{found:?}");
     pool.observe_capacity().unwrap();
-    assert_eq!(pool.overflowed(), [snapshot.id]);
+    let spoilt =
+        |pool: &LvmPool| pool.fills().into_iter().filter(|seen| seen.spoilt).map(|seen| seen.id).collect::<Vec<_>>();
+    assert_eq!(spoilt(&pool), [snapshot.id]);
     let mut bytes = [0; 4];
     pool.open_volume(volume.id).unwrap().read(&mut bytes, 4096).unwrap();
     assert_eq!(&bytes, b"then");
     assert_eq!(pool.remove_snapshot(snapshot.id).unwrap(), Removed::Gone);
-    assert!(pool.overflowed().is_empty());
+    assert!(spoilt(&pool).is_empty());
     assert_eq!(pool.remove_volume(volume.id).unwrap(), Removed::Gone);
 }
 
@@ -175,4 +177,43 @@ fn an_open_volume_is_not_put_back_and_nothing_is_begun() {
         drop(io);
         pool.ensure_volume(&back).unwrap();
     }
+}
+
+#[test]
+fn room_that_was_asked_for_is_what_a_classic_snapshot_gets_and_what_the_pool_counts() {
+    let machine = Machine::new(Kind::Thick);
+    let (pool, volume) = (machine.open(false), layout(103));
+    pool.ensure_volume(&volume).unwrap();
+    let before = pool.observe_capacity().unwrap();
+    assert_eq!((before.used, before.extent), (ByteSize::mib(104), Some(ByteSize::mib(4))));
+    let mut taken = ByteSize::ZERO;
+    for (asked, given) in [(1, 4), (9, 12), (1 << 30, 108)] {
+        let snapshot = SnapshotLayout { room: Some(ByteSize::mib(asked)), ..snapshot_of(volume.id) };
+        pool.stage_snapshot(&snapshot, at()).unwrap();
+        let fill = pool.settle_snapshot(snapshot.id).unwrap().fill.unwrap();
+        assert_eq!(fill.room, ByteSize::mib(given), "{asked} MiB");
+        taken = taken.saturating_add(fill.room);
+    }
+    let after = pool.observe_capacity().unwrap();
+    assert_eq!((after.capacity, after.used), (before.capacity, before.used.saturating_add(taken)));
+}
+
+#[test]
+fn how_full_the_room_of_a_classic_snapshot_is_can_be_watched_and_a_thin_one_has_none() {
+    let machine = Machine::new(Kind::Thick);
+    let (pool, _, snapshot) = with_a_snapshot(&machine);
+    alter(&machine, &snapshot, |lv| lv.percent = Some(50.0));
+    pool.observe_capacity().unwrap();
+    let [seen] = pool.fills()[..] else { panic!("one") };
+    assert_eq!((seen.id, seen.spoilt), (snapshot.id, false));
+    assert_eq!(seen.fill.used.as_u64() * 2, seen.fill.room.as_u64());
+    let found = pool.find_snapshot(snapshot.id).unwrap().unwrap();
+    assert_eq!(found.fill, Some(seen.fill));
+    pool.remove_snapshot(snapshot.id).unwrap();
+    assert!(pool.fills().is_empty());
+    let machine = Machine::new(Kind::Thin);
+    let (pool, _, snapshot) = with_a_snapshot(&machine);
+    assert_eq!(pool.find_snapshot(snapshot.id).unwrap().unwrap().fill, None);
+    pool.observe_capacity().unwrap();
+    assert!(pool.fills().is_empty());
 }
