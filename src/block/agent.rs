@@ -1,7 +1,8 @@
 //! The one task that owns what this host holds: it takes assignments, starts tasks, and says how things stand.
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Page};
 use super::worker::{Outcome, Worker, chain};
+use crate::backend::lvm::SnapshotFill;
 use crate::model::*;
 use crate::reconcile::{Progress, Task, World};
 use crate::runtime::Shutdown;
@@ -11,11 +12,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+mod news;
+
 /// What the agent is told.
 #[derive(Debug)]
 pub enum Notice {
     /// A session is open: tell it how everything stands, and everything new.
     Connected(mpsc::UnboundedSender<Vec<Report>>),
+    /// The state has come so far; what follows from it comes next.
+    Remember(Mark),
     Replace(AssignmentSet),
     Apply(Changes),
     TakeInventory(oneshot::Sender<Inventory>),
@@ -27,6 +32,15 @@ pub enum Notice {
     Rest(oneshot::Sender<()>),
     /// Rest no longer.
     Resume,
+    /// Write down that another service goes on with what is held, whose pools bear the mark of `cluster`; whether the disk
+    /// took it.
+    Bequeath {
+        heir: ServiceId,
+        cluster: ClusterId,
+        reply: oneshot::Sender<bool>,
+    },
+    /// The heir that was named last is who this is now.
+    Inherit,
 }
 
 /// How long tasks may take to finish at the end.
@@ -35,6 +49,8 @@ const FAREWELL: Duration = Duration::from_secs(10);
 const HANDS: usize = 16;
 /// How often capacities are looked at.
 const LOOK: Duration = Duration::from_secs(10);
+/// How often what takes long is asked how far it has come, and every other time pools that grow whether they are to.
+const BEAT: Duration = Duration::from_secs(1);
 /// Notices taken at once, so that many changes cost one ledger entry.
 const GULP: usize = 256;
 
@@ -42,6 +58,8 @@ pub struct Agent {
     ledger: Ledger,
     worker: Arc<Worker>,
     assigned: AssignmentSet,
+    /// Goes into the ledger with what follows from it.
+    mark: Mark,
     /// The ledger holds less than `assigned` says.
     dirty: bool,
     world: World,
@@ -52,16 +70,20 @@ pub struct Agent {
     /// When tasks were last planned.
     planned: Instant,
     looks: JoinSet<Look>,
+    /// The last beat was one on which pools that grow were looked at.
+    looked_for_growth: bool,
     /// What may be told once the ledger is on disk.
     held_back: Vec<Report>,
     resting: bool,
+    /// Who waits for the ledger to name an heir.
+    bequest: Option<oneshot::Sender<bool>>,
     /// Those who wait until nothing is at work.
     waiting: Vec<oneshot::Sender<()>>,
 }
 
 /// What a look in the background came to.
 enum Look {
-    Capacities(Vec<(PoolId, Result<PoolCapacity, String>)>, Vec<SnapshotId>),
+    Capacities(Vec<(PoolId, Result<PoolCapacity, String>)>, Vec<SnapshotFill>),
     Inventory,
 }
 
@@ -71,16 +93,18 @@ enum Step {
     Looked(Look),
     Retry,
     Look,
+    Beat,
     Stop,
 }
 
 impl Agent {
-    /// `assigned` is what the ledger holds.
-    pub fn new(ledger: Ledger, worker: Arc<Worker>, assigned: AssignmentSet) -> Self {
+    /// `assigned` and `mark` are what the ledger holds.
+    pub fn new(ledger: Ledger, worker: Arc<Worker>, assigned: AssignmentSet, mark: Mark) -> Self {
         Self {
             ledger,
             worker,
             assigned,
+            mark,
             dirty: false,
             world: World::default(),
             reports: BTreeMap::new(),
@@ -88,8 +112,10 @@ impl Agent {
             hands: JoinSet::new(),
             planned: Instant::now(),
             looks: JoinSet::new(),
+            looked_for_growth: false,
             held_back: Vec::new(),
             resting: false,
+            bequest: None,
             waiting: Vec::new(),
         }
     }
@@ -98,14 +124,21 @@ impl Agent {
     pub async fn run(mut self, mut notices: mpsc::Receiver<Notice>, group: Shutdown) {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut beats = tokio::time::interval(BEAT);
+        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let fresh = self.advance().await;
             self.tell(fresh);
             self.say_when_still();
-            match self.select(&mut notices, &mut looks, &group).await {
+            match self.select(&mut notices, (&mut looks, &mut beats), &group).await {
                 Step::Told(told) => {
                     for notice in told {
                         self.take_notice(notice);
+                    }
+                    if let Some(waiting) = self.bequest.take()
+                        && waiting.send(self.save().await).is_err()
+                    {
+                        tracing::debug!("nobody waits for the ledger any more");
                     }
                 }
                 Step::Finished(outcomes) => {
@@ -116,16 +149,21 @@ impl Agent {
                     }
                     self.tell_what_is_kept().await;
                 }
-                Step::Looked(Look::Capacities(seen, lost)) => {
-                    let reports = seen.into_iter().filter_map(|(id, seen)| look_report(self.pool_report(id)?, seen));
-                    let lost = lost.into_iter().filter_map(|id| self.loss_report(id));
-                    let reports = reports.chain(lost).collect();
+                Step::Looked(Look::Capacities(seen, fills)) => {
+                    let reports =
+                        seen.into_iter().filter_map(|(id, seen)| news::look_report(self.pool_report(id)?, seen));
+                    let fills = fills.iter().filter_map(|seen| self.fill_report(seen));
+                    let reports = reports.chain(fills).collect();
                     self.tell(reports);
                 }
                 Step::Looked(Look::Inventory) | Step::Retry => {}
                 Step::Look => {
                     self.tell_what_is_kept().await;
                     self.look();
+                }
+                Step::Beat => {
+                    let reports = self.beat();
+                    self.tell(reports);
                 }
                 Step::Stop => break,
             }
@@ -158,7 +196,7 @@ impl Agent {
     async fn select(
         &mut self,
         notices: &mut mpsc::Receiver<Notice>,
-        looks: &mut tokio::time::Interval,
+        (looks, beats): (&mut tokio::time::Interval, &mut tokio::time::Interval),
         group: &Shutdown,
     ) -> Step {
         let retry = self.world.next_retry(self.planned);
@@ -178,6 +216,7 @@ impl Agent {
             })),
             () = pause => Step::Retry,
             _ = looks.tick() => Step::Look,
+            _ = beats.tick(), if !self.hands.is_empty() || self.worker.has_growing_pools() => Step::Beat,
             () = group.requested() => Step::Stop,
         }
     }
@@ -233,7 +272,9 @@ impl Agent {
     /// Takes over what a task came to; what is to be told of it.
     fn take_outcome(&mut self, outcome: Outcome, now: Instant) -> Option<Report> {
         let object = outcome.task.object();
-        if let Some(why) = outcome.failure() {
+        if outcome.interrupted {
+            tracing::info!(%object, "what takes long was ended before its end");
+        } else if let Some(why) = outcome.failure() {
             tracing::warn!(%object, %why, "an object is not as it should be");
         }
         self.world.finish(&outcome.task, outcome.failure().is_some(), now);
@@ -244,7 +285,7 @@ impl Agent {
             }
             Task::Ensure(_) | Task::Remove(_) => {}
         }
-        outcome.report
+        outcome.report.filter(|_| !outcome.interrupted)
     }
 
     /// Volumes whose pool cannot be used, or whose bytes are to come from what cannot be made, say so.
@@ -277,12 +318,13 @@ impl Agent {
                 // A session that ended already has no ear; the next one gets everything again.
                 self.uplink = uplink.send(all).is_ok().then_some(uplink);
             }
+            Notice::Remember(mark) => self.mark = mark,
             Notice::Replace(set) => self.take_assignments(|assigned| assigned.replace(set)),
             Notice::Apply(changes) => self.take_assignments(|assigned| assigned.apply(changes)),
             Notice::TakeInventory(reply) => {
-                let worker = self.worker.clone();
+                let (worker, held) = (self.worker.clone(), self.assigned.clone());
                 self.looks.spawn_blocking(move || {
-                    if reply.send(worker.inventory()).is_err() {
+                    if reply.send(worker.inventory(&held)).is_err() {
                         tracing::debug!("nobody waits for the inventory any more");
                     }
                     Look::Inventory
@@ -299,6 +341,20 @@ impl Agent {
                 self.waiting.push(reply);
             }
             Notice::Resume => self.resting = false,
+            Notice::Bequeath { heir, cluster, reply } => {
+                for pool in self.assigned.pools.values_mut() {
+                    pool.formerly.get_or_insert(cluster);
+                }
+                self.ledger.bequeath(heir);
+                self.dirty = true;
+                self.bequest = Some(reply);
+            }
+            Notice::Inherit => {
+                self.ledger.inherit();
+                // Another cluster's state has a history of its own.
+                self.mark = Mark::default();
+                self.dirty = true;
+            }
         }
     }
 
@@ -307,13 +363,33 @@ impl Agent {
             tracing::error!(%refused, "an assignment was refused");
         }
         self.dirty = true;
+        self.abandon_unwanted();
+    }
+
+    /// Ends what is done to volumes that are to be destroyed, but for what destroys them as they are to be.
+    fn abandon_unwanted(&self) {
         for volume in self.assigned.volumes.values().filter(|volume| volume.removed) {
-            if let Some(Progress::Running { task, .. }) = self.world.held.get(&volume.id.into())
-                && !task.is_removed()
+            if let Some(Progress::Running { task: Assigned::Volume(task), .. }) = self.world.held.get(&volume.id.into())
+                && (!task.removed || task.wipe && !volume.wipe)
             {
                 self.worker.abandon(volume.id);
             }
         }
+    }
+
+    /// Says how far it has come what takes long, and ends what is not to go on.
+    fn beat(&mut self) -> Vec<Report> {
+        // What had not begun when this was said for the first time has begun by now.
+        self.abandon_unwanted();
+        if self.resting {
+            self.worker.pause();
+        }
+        self.looked_for_growth = !self.looked_for_growth && self.worker.has_growing_pools();
+        if self.looked_for_growth {
+            self.look();
+        }
+        let progress = self.worker.progress();
+        progress.into_iter().filter_map(|(id, progress)| self.progress_report(id, progress)).collect()
     }
 
     /// Brings the ledger up to date; false if the disk did not take it.
@@ -321,8 +397,8 @@ impl Agent {
         if !self.dirty {
             return true;
         }
-        let (ledger, assigned) = (self.ledger.clone(), self.assigned.clone());
-        match tokio::task::spawn_blocking(move || ledger.save(&assigned)).await {
+        let (ledger, page) = (self.ledger.clone(), Page { assigned: self.assigned.clone(), mark: self.mark });
+        match tokio::task::spawn_blocking(move || ledger.save(page)).await {
             Ok(Ok(())) => {
                 self.dirty = false;
                 true
@@ -344,7 +420,7 @@ impl Agent {
             return;
         }
         let worker = self.worker.clone();
-        self.looks.spawn_blocking(move || Look::Capacities(worker.capacities(), worker.lost_snapshots()));
+        self.looks.spawn_blocking(move || Look::Capacities(worker.capacities(), worker.fills()));
     }
 
     /// Remembers reports and passes on those that say something new.
@@ -361,50 +437,4 @@ impl Agent {
     fn is_news(&mut self, report: &Report) -> bool {
         self.reports.insert(report.id(), report.clone()).as_ref() != Some(report)
     }
-
-    /// Says of a snapshot that it is lost, after it was taken.
-    fn loss_report(&self, id: SnapshotId) -> Option<Report> {
-        let snapshot = self.assigned.snapshots.get(&id).filter(|snapshot| !snapshot.removed)?;
-        let why = "it is lost: more of its volume was changed than it had room for; the volume is not harmed";
-        Some(Assigned::from(snapshot.clone()).unknown(why.to_owned()))
-    }
-
-    /// The last report on a pool.
-    fn pool_report(&self, id: PoolId) -> Option<&PoolReport> {
-        match self.reports.get(&AssignedId::Pool(id))? {
-            Report::Pool(report) => Some(report),
-            Report::Volume(_) | Report::Snapshot(_) | Report::Attachment(_) => None,
-        }
-    }
-}
-
-/// A report on a pool that was looked at again, from the last one on it, if that is worth a write to the store: it failed, recovered, or moved
-/// by a hundredth of its capacity.
-fn look_report(last: &PoolReport, seen: Result<PoolCapacity, String>) -> Option<Report> {
-    let mut report = last.clone();
-    match (seen, &last.capacity) {
-        (Ok(seen), Observed::Known(known)) => {
-            let moved = |a: ByteSize, b: ByteSize, of: ByteSize| a.as_u64().abs_diff(b.as_u64()) > of.as_u64() / 100;
-            let metadata_moved = match (seen.metadata, known.metadata) {
-                (Some(seen), Some(known)) => {
-                    seen.capacity != known.capacity || moved(seen.used, known.used, known.capacity)
-                }
-                (seen, known) => seen != known,
-            };
-            let same = !moved(seen.capacity, known.capacity, known.capacity)
-                && !moved(seen.used, known.used, known.capacity)
-                && !metadata_moved
-                && seen.copies == known.copies;
-            if same && last.failure.is_none() {
-                return None;
-            }
-            report.capacity = Observed::Known(seen);
-            report.failure = None;
-        }
-        (Ok(_), Observed::Absent | Observed::Unknown) => return None,
-        (Err(why), Observed::Known(_)) => report.failure = Some(why),
-        // It was let go of meanwhile.
-        (Err(_), Observed::Absent | Observed::Unknown) => return None,
-    }
-    Some(Report::Pool(report))
 }

@@ -28,6 +28,8 @@ pub struct Applicant {
     pub host_name: String,
     pub addresses: Addresses,
     pub clock: Arc<dyn Clock>,
+    /// Join a cluster only that is being made of what is on disks.
+    pub to_recovering: bool,
 }
 
 /// Under what an applicant asks: on disk before it is used.
@@ -148,6 +150,14 @@ impl Applicant {
     /// Takes the manager's answer over, certificate first.
     fn settle(&self, candidacy: Candidacy, door: &Door, answer: proto::JoinResponse) -> Result<Identity, Fault> {
         let Candidacy { mut identity, key, .. } = candidacy;
+        if self.to_recovering && !answer.recovering {
+            let text = format!(
+                "cluster '{}' is not recovering, so it would not take over what this service has: begin with `symphony ctl … \
+                 manager recover` on an empty store; nothing has changed here",
+                answer.cluster_name
+            );
+            return Err(Fault::new(FaultKind::Precondition, text));
+        }
         let cluster = answer.cluster_id.parse().map_err(|error: crate::model::ParseIdError| nonsense(error))?;
         let cluster_name = answer.cluster_name.parse().map_err(|error: crate::model::NameError| nonsense(error))?;
         let bearer = Bearer::service(cluster, Role::Block, identity.service);

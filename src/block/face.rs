@@ -22,7 +22,7 @@ impl BlockControl for Face {
         request: Request<proto::InitBlockRequest>,
     ) -> Result<Response<proto::InitBlockResponse>, Status> {
         let request = request.into_inner();
-        let identity = self.0.init(&request.manager, request.token.as_deref()).await?;
+        let identity = self.0.init(&request.manager, request.token.as_deref(), request.recover).await?;
         let membership = identity.membership.ok_or_else(|| Status::internal("the init left no membership"))?;
         Ok(Response::new(proto::InitBlockResponse {
             service_id: identity.service.to_string(),

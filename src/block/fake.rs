@@ -189,6 +189,7 @@ impl Enrollment for Fake {
             cluster_name: "prod".into(),
             managers: vec![self.tls.clone()],
             certificate: Some(certificate),
+            recovering: false,
         }))
     }
 
@@ -222,6 +223,7 @@ impl Dispatcher for Fake {
             heartbeat_ms: 1000,
             lease_ms: 4000,
             managers: vec![self.tls.clone()],
+            mark: None,
         };
         let mut complete = proto::Assignments { results_in: 1, ..Default::default() };
         complete.set_type(proto::assignments::Type::Complete);

@@ -3,13 +3,14 @@
 use super::agent::Notice;
 use super::keeper::{Certification, Word};
 use super::worker::chain;
-use crate::model::{Inventory, Report};
+use crate::model::{Inventory, Report, ServiceId};
 use crate::rpc::{DialError, Fault, FaultKind, Transport, dial_address, proto};
 use crate::runtime::{Backoff, Shutdown};
 use crate::session::{Downward, Ended, Greeting, ServiceAction, ServiceEvent, ServiceSide, Upward};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use proto::dispatcher_client::DispatcherClient;
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -88,7 +89,9 @@ impl Link {
                     if matches!(*self.state.borrow(), LinkState::Connected(_)) {
                         tracing::warn!(%manager, reason = %ended, "the session ended");
                         // The list may have changed order: the manager that held the session comes first in it.
-                        next = usize::from(began.elapsed() < LASTED);
+                        // One that fell silent would keep us waiting again.
+                        let silent = matches!(ended, Ended::Silence(_));
+                        next = usize::from(silent || began.elapsed() < LASTED);
                         if began.elapsed() >= LASTED {
                             backoff.reset();
                         }
@@ -161,6 +164,19 @@ impl Link {
 enum Broken {
     Dial(DialError),
     Call(Fault),
+}
+
+/// Behind the manager that holds the session, the others in an order of this service's own: the services of a manager that
+/// dies spread over those that are left.
+fn spread(service: ServiceId, managers: &mut [String]) {
+    let weight = |manager: &String| {
+        let mut hasher = DefaultHasher::new();
+        (service, manager).hash(&mut hasher);
+        hasher.finish()
+    };
+    if let Some((_holder, others)) = managers.split_first_mut() {
+        others.sort_by_cached_key(weight);
+    }
 }
 
 /// The state of a link that has nothing to show, if so.
@@ -236,6 +252,10 @@ impl Driver<'_> {
                     self.link.state.send_replace(LinkState::Connected(self.manager.to_owned()));
                     self.tell_keeper(Word::Connected).await?;
                 }
+                ServiceAction::Remember(mark) => {
+                    self.link.greeting.mark = mark;
+                    self.notify(Notice::Remember(mark)).await?;
+                }
                 ServiceAction::Learn { managers } => self.learn(managers).await?,
                 ServiceAction::Believe(trust) => self.tell_keeper(Word::Believe(trust)).await?,
                 ServiceAction::Replace(set) => self.assign(Notice::Replace(set)).await?,
@@ -278,6 +298,7 @@ impl Driver<'_> {
             // The last one is leaving; it may come back where it was.
             return Ok(());
         }
+        spread(self.link.greeting.service, &mut managers);
         for seed in &self.link.seeds {
             if !managers.contains(seed) {
                 managers.push(seed.clone());
@@ -289,5 +310,26 @@ impl Driver<'_> {
             self.link.learned.send(managers).await.map_err(|_| Ended::Refused("this service stops".into()))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_services_of_a_manager_that_dies_spread_over_the_others() {
+        let addresses: Vec<String> = (0..4).map(|number| format!("m{number}:1")).collect();
+        let mut second = std::collections::BTreeMap::new();
+        for id in 0..=255u8 {
+            let mut managers = addresses.clone();
+            spread(ServiceId::from_bytes([id; 16]), &mut managers);
+            assert_eq!(managers[0], addresses[0], "who holds the session stays first");
+            *second.entry(managers[1].clone()).or_insert(0) += 1;
+            let mut again = addresses.clone();
+            spread(ServiceId::from_bytes([id; 16]), &mut again);
+            assert_eq!(again, managers);
+        }
+        assert!(second.len() == 3 && second.values().all(|count| *count > 40), "{second:?}");
     }
 }

@@ -26,6 +26,7 @@ mod keeper;
 mod ledger;
 mod link;
 mod metrics;
+mod places;
 mod serve;
 mod simulated;
 mod supply;

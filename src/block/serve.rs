@@ -1,21 +1,17 @@
 //! Running a block service: config directory, exports, listeners, membership, and the end in order.
 
-use super::agent::{Agent, Notice};
-use super::enrolment::{Applicant, parse_token};
+use super::agent::Notice;
 use super::face::Face;
 use super::handover::{Holdings, Lineage, Others, Passage, Predecessor, Restarter};
 use super::keeper::Certification;
-use super::ledger::Ledger;
 use super::link::LinkState;
 use super::metrics;
-use super::ties::{Member, Ties};
-use super::tls_dir::TlsDir;
 use super::unattended::{self, Join};
-use super::worker::{Doors, Peers, Worker, chain};
+use super::worker::{Doors, Worker, chain};
 use crate::export::{EngineChoice, ExportTable, NbdServer, ServerConfig, ServerError};
 use crate::host::devices::Scanner;
 use crate::host::directory::FileError;
-use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document, put_aside, save_document};
+use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document};
 use crate::model::{Addresses, ClusterId, Identity, ServiceId, ServiceType};
 use crate::pki::{Keyring, Role};
 use crate::rpc::proto::block_control_server::BlockControlServer;
@@ -25,11 +21,11 @@ use crate::rpc::proto::images_server::ImagesServer;
 use crate::rpc::{ALPN, Fault, FaultKind, ListenError, Listener, MAX_REQUEST, advertised, local_peers, proto};
 use crate::runtime::metrics::{Fill, Page};
 use crate::runtime::{Clock, Shutdown, SystemClock, upgrades};
+use membership::Holding;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify, Semaphore, mpsc, watch};
 
 #[derive(Clone, Debug)]
@@ -100,10 +96,15 @@ pub(super) struct Active {
     cluster_name: String,
     pub notices: mpsc::Sender<Notice>,
     pub worker: Arc<Worker>,
+    /// Agent and worker, who may outlast this membership.
+    holding: Holding,
     link: watch::Receiver<LinkState>,
     certification: watch::Receiver<Certification>,
     /// Ends the membership without word from a manager.
     dismissed: Notify,
+    /// Ends it for another one that goes on with what is held; answered once nobody speaks for the old one.
+    succeeded: Notify,
+    parted: Notify,
 }
 
 impl Active {
@@ -162,6 +163,7 @@ pub async fn run(
     let before = Predecessor::meet(&mut lineage);
     let Lineage { supervisor, program, .. } = lineage;
     let dir = ConfigDir::inherit(&config.config_dir, ServiceType::Block, before.lock)?;
+    succession::complete(&dir)?;
     let identity: Option<Identity> = load_document(&dir.identity())?;
     // Empty until there is a membership: TLS peers are hung up on till then.
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -317,156 +319,14 @@ impl Block {
         let (expires_at, names) = (credentials.expires_at().as_millis(), credentials.host_names());
         Some(proto::CertificateRecord { public_key, expires_at, root, names })
     }
-
-    /// Starts what a member runs: agent, link and keeper.
-    fn enter(self: &Arc<Self>, identity: &Identity) -> Result<(), DocumentError> {
-        let Some(membership) = identity.membership.clone() else { return Ok(()) };
-        let group = self.shutdown.child();
-        let ledger = Ledger::new(self.dir.ledger(), identity.service);
-        let assigned = ledger.load()?;
-        let peers = Peers { runtime: Handle::current(), client: self.peers.clone() };
-        let worker = Worker::new(membership.cluster, self.exports.clone(), self.doors.clone(), peers);
-        let worker = Arc::new(worker);
-        let member = Member {
-            service: identity.service,
-            membership: &membership,
-            host_name: self.host_name.clone(),
-            addresses: self.addresses.clone(),
-            seeds: self.managers.clone(),
-            tls: TlsDir::new(self.dir.tls()),
-            keyring: self.keyring.clone(),
-            client: self.client.clone(),
-            clock: self.clock.clone(),
-        };
-        let Ties { notices, told, learned, link, certification } = member.tie(&group);
-        let active = Arc::new(Active {
-            service: identity.service,
-            cluster: membership.cluster,
-            cluster_name: membership.cluster_name.to_string(),
-            notices,
-            worker: worker.clone(),
-            link,
-            certification,
-            dismissed: Notify::new(),
-        });
-        group.spawn(Agent::new(ledger, worker.clone(), assigned).run(told, group.clone()));
-        let accompany = self.clone().accompany(identity.clone(), learned, active.clone(), worker, group);
-        self.shutdown.spawn(accompany);
-        self.stage.send_replace(Stage::Member(active));
-        Ok(())
-    }
-
-    /// Remembers the managers that the link learns of, and ends the membership when the service is removed.
-    async fn accompany(
-        self: Arc<Self>,
-        mut identity: Identity,
-        mut managers: mpsc::Receiver<Vec<String>>,
-        active: Arc<Active>,
-        worker: Arc<Worker>,
-        group: Shutdown,
-    ) {
-        let mut link = active.link.clone();
-        loop {
-            tokio::select! {
-                () = active.dismissed.notified() => break,
-                Some(learned) = managers.recv() => {
-                    if let Some(membership) = &mut identity.membership {
-                        membership.managers = learned;
-                    }
-                    if let Err(error) = save_document(&self.dir.identity(), &identity) {
-                        tracing::warn!(error = %chain(&error), "cannot remember the managers");
-                    }
-                }
-                changed = link.changed() => {
-                    if changed.is_err() {
-                        return group.finish().await;
-                    }
-                    if *link.borrow_and_update() == LinkState::Removed {
-                        break;
-                    }
-                }
-                () = self.shutdown.requested() => return group.finish().await,
-            }
-        }
-        tracing::warn!("removed from the cluster: this service stops serving and keeps all data");
-        group.finish().await;
-        if let Err(error) = tokio::task::spawn_blocking(move || worker.close()).await {
-            tracing::error!(%error, "closing the pools panicked");
-        }
-        self.leave(identity.service);
-    }
-
-    /// Puts identity, ledger, key and certificates aside, so that the service may init again.
-    fn leave(&self, service: ServiceId) {
-        self.keyring.forget();
-        for path in [self.dir.identity(), self.dir.ledger()] {
-            if path.exists()
-                && let Err(error) = put_aside(&path, "removed")
-            {
-                tracing::error!(error = %chain(&error), path = %path.display(), "cannot put a file aside");
-            }
-        }
-        if let Err(error) = TlsDir::new(self.dir.tls()).put_aside("removed") {
-            tracing::error!(error = %chain(&error), "cannot put the key and the certificates aside");
-        }
-        let note = format!("service {service} was removed from the cluster");
-        self.stage.send_replace(Stage::Uninitialised(Some(note)));
-    }
-
-    /// Enrols with the manager at `address` and opens the first session.
-    pub(super) async fn init(self: &Arc<Self>, address: &str, token: Option<&str>) -> Result<Identity, Fault> {
-        // Before anything changes: half a token, or a wrong address, is no reason to leave a cluster.
-        let token = token.map(parse_token).transpose()?;
-        let _one_at_a_time = self.init.lock().await;
-        let before = self.stage();
-        if let Stage::Member(active) = &before
-            && !matches!(active.link(), LinkState::Unknown(_) | LinkState::Keyless(_))
-        {
-            let (service, cluster) = (active.service, &active.cluster_name);
-            let message = format!("this block service is already service {service} of cluster '{cluster}'");
-            return Err(Fault::new(FaultKind::AlreadyExists, message));
-        }
-        let applicant = Applicant {
-            identity: self.dir.identity(),
-            tls: TlsDir::new(self.dir.tls()),
-            host_name: self.host_name.clone(),
-            addresses: self.addresses.clone(),
-            clock: self.clock.clone(),
-        };
-        let door = applicant.open(address, token.as_ref()).await?;
-        if let Stage::Member(active) = before {
-            // The cluster forgot it, or its key is lost, and an operator says where it belongs now.
-            active.dismissed.notify_one();
-            self.stage
-                .subscribe()
-                .wait_for(|stage| matches!(stage, Stage::Uninitialised(_)))
-                .await
-                .map_err(|error| internal(&error))?;
-        }
-        let identity = applicant.join(door, token.as_ref()).await?;
-        self.enter(&identity).map_err(|error| internal(&error))?;
-        self.first_session().await?;
-        Ok(identity)
-    }
-
-    async fn first_session(&self) -> Result<(), Fault> {
-        let Stage::Member(active) = self.stage() else { return Ok(()) };
-        let mut link = active.link.clone();
-        let connected = link.wait_for(|state| matches!(state, LinkState::Connected(_)));
-        match tokio::time::timeout(FIRST_SESSION, connected).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Fault::new(
-                FaultKind::Unavailable,
-                format!("joined as service {}, but no session came up yet; it goes on trying", active.service),
-            )),
-        }
-    }
 }
 
 fn internal(error: &dyn std::error::Error) -> Fault {
     Fault::new(FaultKind::Internal, chain(error))
 }
 
+mod membership;
 mod restarts;
+mod succession;
 #[cfg(test)]
 mod tests;

@@ -95,6 +95,7 @@ impl Place {
             host_name: self.host_name.clone(),
             addresses: Addresses::default(),
             clock: Arc::new(SystemClock),
+            to_recovering: false,
         };
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         for manager in join.managers.iter().cycle() {
@@ -124,11 +125,14 @@ async fn run_one(place: Place, config: &SimulationConfig, shutdown: &Shutdown) -
     let Some(membership) = &identity.membership else { return Ok(()) };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let keyring = Keyring::empty(clock.clone());
+    let (notices, told) = mpsc::channel(256);
     let member = Member {
         service: identity.service,
         membership,
         host_name: place.host_name.clone(),
         addresses: Addresses::default(),
+        mark: Mark::default(),
+        notices,
         seeds: config.managers.clone(),
         tls: TlsDir::new(place.dir.tls()),
         client: keyring.client_config(&[Role::Manager], ALPN)?,
@@ -137,7 +141,7 @@ async fn run_one(place: Place, config: &SimulationConfig, shutdown: &Shutdown) -
     };
     let ties = member.tie(shutdown);
     shutdown.spawn_until_end(async move {
-        Pretender::default().run(ties).await;
+        Pretender::default().run(ties, told).await;
         // Held until here: nobody else uses the directory meanwhile.
         drop(place);
     });
@@ -153,10 +157,10 @@ struct Pretender {
 }
 
 impl Pretender {
-    async fn run(mut self, mut ties: Ties) {
+    async fn run(mut self, mut ties: Ties, mut told: mpsc::Receiver<Notice>) {
         loop {
             tokio::select! {
-                told = ties.told.recv() => match told {
+                notice = told.recv() => match notice {
                     Some(notice) => self.take_notice(notice),
                     None => return,
                 },
@@ -194,7 +198,14 @@ impl Pretender {
                     tracing::debug!("nobody waits for the inventory any more");
                 }
             }
-            Notice::Count(_) | Notice::Settle(_) | Notice::Rest(_) | Notice::Resume => {}
+            // Nor how far the state had come: what is held here is forgotten with the process.
+            Notice::Remember(_)
+            | Notice::Count(_)
+            | Notice::Settle(_)
+            | Notice::Rest(_)
+            | Notice::Resume
+            | Notice::Bequeath { .. }
+            | Notice::Inherit => {}
         }
     }
 
@@ -231,16 +242,17 @@ impl Pretender {
         let volumes = set.volumes.values().filter(|volume| !volume.removed);
         let snapshots = set.snapshots.values().filter(|snapshot| !snapshot.removed);
         Inventory {
-            pools: pools.map(|pool| InventoryPool { id: pool.id, failure: None }).collect(),
+            pools: pools
+                .map(|pool| InventoryPool { id: pool.id, told: pool.generation, place: None, failure: None })
+                .collect(),
             volumes: volumes
                 .map(|volume| InventoryVolume {
-                    id: volume.id,
-                    pool: volume.pool,
                     name: volume.name.to_string(),
                     size: volume.size,
                     generation: volume.generation,
+                    told: volume.generation,
                     exported: true,
-                    damage: None,
+                    ..InventoryVolume::bare(volume.id, volume.pool)
                 })
                 .collect(),
             snapshots: snapshots
@@ -250,6 +262,9 @@ impl Pretender {
                     volume: snapshot.volume,
                     name: snapshot.name.to_string(),
                     size: self.size_of(snapshot),
+                    at: Timestamp::EPOCH,
+                    told: snapshot.generation,
+                    data: None,
                     damage: None,
                 })
                 .collect(),
@@ -262,22 +277,24 @@ fn observed<T>(removed: bool, there: T) -> Observed<T> {
 }
 
 fn pool(pool: &PoolAssignment) -> Report {
-    let there = PoolCapacity { capacity: CAPACITY, used: ByteSize::ZERO, metadata: None, copies: true };
+    let there = PoolCapacity { capacity: CAPACITY, copies: true, ..PoolCapacity::default() };
     let capacity = observed(pool.removed, there);
     Report::Pool(PoolReport { id: pool.id, generation: pool.generation, capacity, failure: None })
 }
 
 fn volume(volume: &VolumeAssignment) -> Report {
     let there = observed(volume.removed, ServedVolume { size: volume.size, exports: Vec::new() });
-    Report::Volume(VolumeReport { id: volume.id, generation: volume.generation, volume: there, failure: None })
+    let (id, generation) = (volume.id, volume.generation);
+    Report::Volume(VolumeReport { id, generation, volume: there, progress: None, failure: None })
 }
 
 fn snapshot(snapshot: &SnapshotAssignment, size: ByteSize) -> Report {
-    let there = observed(snapshot.removed, TakenSnapshot { size, at: Timestamp::EPOCH });
+    let there = observed(snapshot.removed, TakenSnapshot { size, at: Timestamp::EPOCH, fill: None });
     Report::Snapshot(SnapshotReport {
         id: snapshot.id,
         generation: snapshot.generation,
         snapshot: there,
+        spoilt: false,
         failure: None,
     })
 }

@@ -4,7 +4,7 @@ use super::agent::Notice;
 use super::keeper::{Certification, Keeper, Subject};
 use super::link::{Link, LinkState};
 use super::tls_dir::TlsDir;
-use crate::model::{Addresses, Membership, ServiceId};
+use crate::model::{Addresses, Mark, Membership, ServiceId};
 use crate::pki::{Bearer, Keyring, Role};
 use crate::rpc::Transport;
 use crate::runtime::{Clock, Shutdown, VERSION};
@@ -18,6 +18,8 @@ pub struct Member<'m> {
     pub membership: &'m Membership,
     pub host_name: String,
     pub addresses: Addresses,
+    /// How far the state had come when it was last told of it.
+    pub mark: Mark,
     /// Managers to try first, whatever was learned.
     pub seeds: Vec<String>,
     pub tls: TlsDir,
@@ -25,13 +27,12 @@ pub struct Member<'m> {
     /// TLS to managers by the keyring.
     pub client: Arc<rustls::ClientConfig>,
     pub clock: Arc<dyn Clock>,
+    /// To whoever holds what is assigned.
+    pub notices: mpsc::Sender<Notice>,
 }
 
 /// The member's ends of its ties.
 pub struct Ties {
-    /// To whoever takes `told`.
-    pub notices: mpsc::Sender<Notice>,
-    pub told: mpsc::Receiver<Notice>,
     /// Managers, whenever the list has changed.
     pub learned: mpsc::Receiver<Vec<String>>,
     pub link: watch::Receiver<LinkState>,
@@ -42,7 +43,6 @@ impl Member<'_> {
     /// Starts link and keeper in `group`.
     pub fn tie(self, group: &Shutdown) -> Ties {
         let cluster = self.membership.cluster;
-        let (notices, told) = mpsc::channel(256);
         let (tell, learned) = mpsc::channel(4);
         let state = watch::Sender::new(LinkState::Connecting(None));
         let link = state.subscribe();
@@ -66,16 +66,17 @@ impl Member<'_> {
                 host_name: self.host_name,
                 addresses: self.addresses,
                 version: VERSION.into(),
+                mark: self.mark,
             },
             managers,
             seeds: self.seeds,
-            notices: notices.clone(),
+            notices: self.notices,
             state,
             learned: tell,
         };
         let ends = group.clone();
         group.spawn(async move { runs.run(ends).await });
         group.spawn(keeper.run(overheard, group.clone()));
-        Ties { notices, told, learned, link, certification }
+        Ties { learned, link, certification }
     }
 }

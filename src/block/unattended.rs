@@ -53,5 +53,5 @@ pub async fn join(block: Arc<Block>, join: Join, shutdown: Shutdown) {
 
 async fn attempt(block: &Arc<Block>, manager: &str, join: &Join) -> Result<(), String> {
     let token = join.token()?;
-    block.init(manager, token.as_deref()).await.map(drop).map_err(|fault| fault.message)
+    block.init(manager, token.as_deref(), false).await.map(drop).map_err(|fault| fault.message)
 }

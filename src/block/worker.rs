@@ -1,13 +1,16 @@
 //! Carries tasks out on backends and exports. Runs on blocking threads; decides nothing.
 
 mod image;
+mod inventory;
 mod pool;
 mod snapshot;
 
 pub use image::{Content, Peers};
 
-use crate::backend::{Backend, BackendError, VolumeLayout};
+use super::places::Places;
+use crate::backend::{Backend, BackendError, Ensured, VolumeLayout};
 use crate::export::{Account, AdmitError, ExportTable, Freeze, Grant, ServedExport};
+use crate::host::DocumentError;
 use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
@@ -25,6 +28,8 @@ pub struct Outcome {
     pub task: Task,
     /// None for what is not assigned any more: there is nobody to tell.
     pub report: Option<Report>,
+    /// It was ended before its end, as somebody here wanted: nothing is wrong, and it is begun again if it is still due.
+    pub interrupted: bool,
 }
 
 impl Outcome {
@@ -51,12 +56,29 @@ enum TaskError {
     Ending,
     #[error("it is to be removed")]
     Abandoned,
+    #[error("cannot remember where the host's pools are")]
+    Places(#[source] DocumentError),
+    #[error("its bytes are to be overwritten first; `symphony ctl volume remove {volume} --no-wipe` gives up on that")]
+    Wipe { volume: Name, source: BackendError },
     #[error(transparent)]
     Freeze(#[from] crate::export::FreezeError),
     #[error(transparent)]
     Publish(#[from] crate::export::PublishError),
     #[error(transparent)]
     Admit(#[from] AdmitError),
+}
+
+impl TaskError {
+    /// Whether it says no more than that somebody here has ended what takes long.
+    fn is_interruption(&self) -> bool {
+        match self {
+            TaskError::Backend(BackendError::Io { source, .. })
+            | TaskError::Wipe { source: BackendError::Io { source, .. }, .. } => {
+                source.kind() == std::io::ErrorKind::Interrupted
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Where clients find the exports.
@@ -88,7 +110,7 @@ struct Served {
 
 /// The open pools and the export table of this host.
 pub struct Worker {
-    cluster: ClusterId,
+    cluster: Mutex<ClusterId>,
     pools: Mutex<BTreeMap<PoolId, OpenPool>>,
     exports: Arc<ExportTable>,
     /// Which volumes are in the export table. By id: a name may pass from a volume that goes to one that comes.
@@ -101,14 +123,27 @@ pub struct Worker {
     taking: Turns<SnapshotId>,
     images: Images,
     doors: Doors,
+    places: Arc<Places>,
+    /// A pool is opened by one at a time.
+    opening: Turns<PoolId>,
 }
 
 impl Worker {
-    pub fn new(cluster: ClusterId, exports: Arc<ExportTable>, doors: Doors, peers: Peers) -> Self {
+    pub fn new(cluster: ClusterId, exports: Arc<ExportTable>, doors: Doors, peers: Peers, places: Arc<Places>) -> Self {
         let (pools, served, admitted) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (accounts, taking) = (Mutex::default(), Turns::default());
         let images = Images::new(peers);
-        Self { cluster, pools, exports, served, accounts, admitted, taking, images, doors }
+        let (cluster, opening) = (Mutex::new(cluster), Turns::default());
+        Self { cluster, pools, exports, served, accounts, admitted, taking, images, doors, places, opening }
+    }
+
+    fn cluster(&self) -> ClusterId {
+        *self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, pools that are opened or adopted are those of another cluster.
+    pub fn belong_to(&self, cluster: ClusterId) {
+        *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = cluster;
     }
 
     fn pools(&self) -> MutexGuard<'_, BTreeMap<PoolId, OpenPool>> {
@@ -133,15 +168,17 @@ impl Worker {
 
     /// Blocks until the task has succeeded or failed.
     pub fn perform(&self, task: Task) -> Outcome {
-        let report = match &task {
-            Task::Ensure(object) => Some(self.ensure(object).unwrap_or_else(|error| failed(object, &error))),
-            Task::Remove(object) => Some(self.remove(object).unwrap_or_else(|error| failed(object, &error))),
+        let done = match &task {
+            Task::Ensure(object) => self.ensure(object),
+            Task::Remove(object) => self.remove(object),
             Task::Drop(object) => {
                 self.drop_object(object);
-                None
+                return Outcome { task, report: None, interrupted: false };
             }
         };
-        Outcome { task, report }
+        let interrupted = done.as_ref().is_err_and(TaskError::is_interruption);
+        let report = Some(done.unwrap_or_else(|error| failed(task.object(), &error)));
+        Outcome { task, report, interrupted }
     }
 
     fn ensure(&self, object: &Assigned) -> Result<Report, TaskError> {
@@ -235,7 +272,7 @@ impl Worker {
         if let Some(tie) = &volume.image {
             self.ensure_image(volume, tie, &*backend, &layout)?;
         }
-        let done = backend.ensure_volume(&layout)?;
+        let done = keep(&*backend, layout)?;
         tracing::debug!(volume = %volume.name, ?done, "a volume is as it should be");
         if let Some(tie) = volume.image.as_ref().filter(|tie| tie.is_kept_from_clients()) {
             self.keep_for_others(volume, tie);
@@ -310,6 +347,10 @@ impl Worker {
         let backend = self.pool(volume.pool)?;
         self.retire(volume.id);
         self.images.withdraw(volume.id);
+        if volume.wipe {
+            let failed = |source| TaskError::Wipe { volume: volume.name.clone(), source };
+            backend.wipe_volume(volume.id).map_err(failed)?;
+        }
         backend.remove_volume(volume.id)?;
         self.images.forget(volume.id);
         self.accounts().remove(&volume.id);
@@ -344,31 +385,8 @@ impl Worker {
     /// Capacity and use of every open pool.
     pub fn capacities(&self) -> Vec<(PoolId, Result<PoolCapacity, String>)> {
         let pools = self.pools().clone();
-        let look = |pool: OpenPool| pool.backend().observe_capacity().map_err(|error| failure_text(&error));
+        let look = |pool: OpenPool| pool.look().map_err(|error| failure_text(&error));
         pools.into_iter().map(|(id, pool)| (id, look(pool))).collect()
-    }
-
-    /// Everything on the devices of the open pools.
-    pub fn inventory(&self) -> Inventory {
-        let mut inventory = Inventory::default();
-        let pools = self.pools().clone();
-        for (id, pool) in pools {
-            let backend = pool.backend();
-            let mut failure = None;
-            match backend.observe_volumes() {
-                Ok(volumes) => inventory.volumes.extend(volumes.into_iter().map(|mut volume| {
-                    volume.exported = self.served().contains_key(&volume.id);
-                    volume
-                })),
-                Err(error) => failure = Some(chain(&error)),
-            }
-            match backend.observe_snapshots() {
-                Ok(snapshots) => inventory.snapshots.extend(snapshots),
-                Err(error) => failure = failure.or_else(|| Some(chain(&error))),
-            }
-            inventory.pools.push(InventoryPool { id, failure });
-        }
-        inventory
     }
 
     /// Stops serving everything, lets nobody in any more and closes every pool, as after a removal from the cluster.
@@ -394,7 +412,8 @@ fn pool_report(pool: &PoolAssignment, capacity: Observed<PoolCapacity>) -> Repor
 }
 
 fn volume_report(volume: &VolumeAssignment, served: Observed<ServedVolume>) -> Report {
-    Report::Volume(VolumeReport { id: volume.id, generation: volume.generation, volume: served, failure: None })
+    let (id, generation) = (volume.id, volume.generation);
+    Report::Volume(VolumeReport { id, generation, volume: served, progress: None, failure: None })
 }
 
 fn snapshot_report(snapshot: &SnapshotAssignment, taken: Observed<TakenSnapshot>) -> Report {
@@ -402,6 +421,7 @@ fn snapshot_report(snapshot: &SnapshotAssignment, taken: Observed<TakenSnapshot>
         id: snapshot.id,
         generation: snapshot.generation,
         snapshot: taken,
+        spoilt: false,
         failure: None,
     })
 }
@@ -410,8 +430,22 @@ fn attachment_report(held: &AttachmentAssignment, in_force: Observed<()>) -> Rep
     Report::Attachment(AttachmentReport { id: held.id, generation: held.generation, in_force, failure: None })
 }
 
+/// Makes the volume exist. What an older state says of one that is larger by now takes nothing from it.
+fn keep(backend: &dyn Backend, layout: VolumeLayout) -> Result<Ensured, BackendError> {
+    match backend.ensure_volume(&layout) {
+        Err(BackendError::Shrink { actual, .. }) if layout.generation.is_carried() => {
+            backend.ensure_volume(&VolumeLayout { size: actual, ..layout })
+        }
+        done => done,
+    }
+}
+
 fn failed(object: &Assigned, error: &TaskError) -> Report {
-    object.unknown(failure_text(error))
+    let mut report = object.unknown(failure_text(error));
+    if let (Report::Snapshot(report), TaskError::Backend(BackendError::SnapshotSpoilt { .. })) = (&mut report, error) {
+        report.spoilt = true;
+    }
+    report
 }
 
 /// An error with its causes, short enough for a report, also within another sentence.
@@ -447,6 +481,7 @@ mod tests {
             revert: None,
             shrunk: None,
             image: None,
+            wipe: false,
             made: true,
             removed: false,
         };

@@ -138,6 +138,11 @@ impl ConfigDir {
         self.path.join("ledger.json")
     }
 
+    /// Where pools of this host are and were.
+    pub fn places(&self) -> PathBuf {
+        self.path.join("places.json")
+    }
+
     /// Makes the control socket's path free to bind to, if nobody answers on it. Holding the lock, we alone may.
     pub fn free_control_socket(&self) -> Result<PathBuf, SocketError> {
         let path = self.control_socket();

@@ -54,6 +54,8 @@ pub struct World {
     pub held: BTreeMap<AssignedId, Progress>,
 }
 
+/// How many volumes are overwritten at a time before they go: what takes hours must not keep everything else waiting.
+const WIPES: usize = 4;
 const RETRY_FLOOR: Duration = Duration::from_millis(500);
 const RETRY_CEILING: Duration = Duration::from_secs(30);
 
@@ -131,10 +133,18 @@ impl World {
             let releasable = || !pool.removed || self.is_vacant(pool.id, assigned);
             tasks.extend(self.task_for(pool, now).filter(|_| releasable()));
         }
+        let wipes = |object: &Assigned| matches!(object, Assigned::Volume(volume) if volume.removed && volume.wipe);
+        let wiped = self.held.values().filter(|progress| progress.is_running() && wipes(progress.object())).count();
+        let mut more_wipes = WIPES.saturating_sub(wiped);
         for volume in assigned.volumes.values() {
             let settled = || volume.removed || doors.are_settled(volume);
             let ready = || self.is_open(volume.pool) && settled() && lineage.admits_volume(volume);
-            tasks.extend(self.task_for(volume, now).filter(|_| ready()));
+            let task = self.task_for(volume, now).filter(|_| ready());
+            if volume.removed && volume.wipe && task.is_some() {
+                let Some(left) = more_wipes.checked_sub(1) else { continue };
+                more_wipes = left;
+            }
+            tasks.extend(task);
         }
         // Of those that are started here and now, a volume's own task comes first.
         let begun: BTreeSet<AssignedId> = tasks.iter().map(|task| task.object().id()).collect();

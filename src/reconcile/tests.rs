@@ -15,6 +15,7 @@ fn pool(removed: bool) -> PoolAssignment {
         generation: Generation::new(1 + u64::from(removed)),
         driver: Driver::File { path: "/p".into(), limit: None },
         made: false,
+        formerly: None,
         removed,
     }
 }
@@ -31,6 +32,7 @@ fn volume(id: u8, generation: u64, removed: bool) -> VolumeAssignment {
         revert: None,
         shrunk: None,
         image: None,
+        wipe: false,
         made: false,
         removed,
     }
@@ -149,4 +151,27 @@ proptest! {
         let volumes = world.held.keys().filter(|id| matches!(id, AssignedId::Volume(_))).count();
         prop_assert_eq!(volumes, last.volumes.len());
     }
+}
+
+#[test]
+fn a_few_volumes_are_overwritten_at_a_time_and_all_come_while_others_go_on() {
+    let wiped = |id| VolumeAssignment { removed: true, wipe: true, ..volume(id, 1, true) };
+    let all: Vec<VolumeAssignment> = (2..12).map(wiped).chain([volume(20, 1, false)]).collect();
+    let assigned = assigned(&[pool(false)], &all);
+    let (mut world, now) = (World::default(), Instant::now());
+    done(&mut world, pool(false));
+    let mut gone = 0;
+    loop {
+        let tasks = world.plan(&assigned, now);
+        let (wipes, others): (Vec<Task>, Vec<Task>) = tasks.into_iter().partition(Task::destroys);
+        assert!(wipes.len() <= WIPES && others.len() == usize::from(gone == 0), "{wipes:?} {others:?}");
+        if wipes.is_empty() {
+            break;
+        }
+        wipes.iter().chain(&others).for_each(|task| world.begin(task));
+        assert!(!world.plan(&assigned, now).iter().any(Task::destroys), "while they run no other begins");
+        gone += wipes.len();
+        wipes.iter().chain(&others).for_each(|task| world.finish(task, false, now));
+    }
+    assert_eq!(gone, 10);
 }

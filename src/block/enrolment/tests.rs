@@ -30,6 +30,7 @@ impl Stage {
             host_name: "db-01".into(),
             addresses: Addresses { rpc: Some("127.0.0.1:1".into()), nbd: Some("127.0.0.1:2".into()) },
             clock: self.fake.clock.clone(),
+            to_recovering: false,
         }
     }
 

@@ -1,5 +1,6 @@
 use super::super::fake::{Fake, until};
 use super::*;
+use crate::host::save_document;
 use crate::rpc::dial_socket;
 use proto::block_control_client::BlockControlClient;
 use proto::manager_message::Message;
@@ -39,7 +40,7 @@ impl Running {
 
     async fn init(&mut self, fake: &Fake) -> Result<proto::InitBlockResponse, Fault> {
         let token = Some(fake.token().reveal().to_string());
-        let request = proto::InitBlockRequest { manager: fake.tls.clone(), token };
+        let request = proto::InitBlockRequest { manager: fake.tls.clone(), token, recover: false };
         Ok(self.client.init_block(request).await?.into_inner())
     }
 
@@ -124,7 +125,8 @@ async fn a_service_without_its_key_says_so_and_can_be_initialised_anew() {
     let status = block.becomes("keyless").await;
     assert!(status.message.unwrap().contains("key.pem is missing"));
     // Half a token is no reason to leave the cluster.
-    let request = proto::InitBlockRequest { manager: fake.tls.clone(), token: Some("SYMPHONY-1-".into()) };
+    let request =
+        proto::InitBlockRequest { manager: fake.tls.clone(), token: Some("SYMPHONY-1-".into()), recover: false };
     assert_eq!(block.client.init_block(request).await.unwrap_err().code(), tonic::Code::InvalidArgument);
     assert_eq!(block.status().await.state, "keyless");
     assert_ne!(block.init(&fake).await.unwrap().service_id, joined.service_id);

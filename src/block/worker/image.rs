@@ -194,14 +194,17 @@ impl Worker {
         Some(open().map_err(|error| super::failure_text(&error)))
     }
 
-    /// Lets what takes long end soon, unfinished.
+    /// Lets what takes long end soon, unfinished, now and later.
     pub fn hurry(&self) {
         self.images.ending.store(true, Ordering::Relaxed);
+        self.pause();
     }
 
-    /// Lets what takes long end soon for a volume that is to be destroyed.
+    /// Lets what takes long end soon for a volume that is to be destroyed. What backends have not begun yet does not hear of
+    /// it: it has to be said again.
     pub fn abandon(&self, volume: VolumeId) {
         lock(&self.images.abandoned).insert(volume);
+        self.abandon_work(Some(volume));
     }
 
     fn compare(&self, volume: &VolumeAssignment, seal: &Seal, io: Arc<dyn BlockIo>) -> Result<(), TaskError> {

@@ -2,9 +2,9 @@
 
 use super::{TaskError, Worker};
 use crate::backend::file::FilePool;
-use crate::backend::lvm::{Executable, Ground, Kind, LvmPool, Room, Settings};
-use crate::backend::{Backend, BackendError, PoolIdentity};
-use crate::model::{Devices, Driver, PoolAssignment, PoolCapacity, SnapshotId};
+use crate::backend::lvm::{Executable, Ground, Kind, LvmPool, Room, Settings, SnapshotFill};
+use crate::backend::{Backend, BackendError, Ensured, PoolIdentity};
+use crate::model::{ClusterId, Devices, Driver, PoolAssignment, PoolCapacity, PoolPlace, Progress, VolumeId};
 use std::sync::Arc;
 
 /// A pool that is open, by its driver.
@@ -21,11 +21,57 @@ impl OpenPool {
             OpenPool::Lvm(pool) => pool.clone(),
         }
     }
+
+    /// The cluster whose mark it bears.
+    pub fn cluster(&self) -> ClusterId {
+        match self {
+            OpenPool::File(pool) => pool.cluster(),
+            OpenPool::Lvm(pool) => pool.cluster(),
+        }
+    }
+
+    fn pass_on(&self, cluster: ClusterId) -> Result<Ensured, BackendError> {
+        match self {
+            OpenPool::File(pool) => pool.pass_on(cluster),
+            OpenPool::Lvm(pool) => pool.pass_on(cluster),
+        }
+    }
+
+    /// Extends it, if that is due, and says how full it is then.
+    pub fn look(&self) -> Result<PoolCapacity, BackendError> {
+        if let OpenPool::Lvm(pool) = self
+            && pool.extend_if_due()?
+        {
+            tracing::info!(pool = ?pool, "a thin pool was extended as it fills up");
+        }
+        self.backend().observe_capacity()
+    }
+}
+
+/// Opens a pool as that of `identity`.
+pub(super) fn open_as(identity: &PoolIdentity, driver: &Driver, made: bool) -> Result<OpenPool, BackendError> {
+    match driver {
+        Driver::File { path, limit } => {
+            let (opened, _) = FilePool::ensure(identity, path, *limit, made)?;
+            Ok(OpenPool::File(Arc::new(opened)))
+        }
+        Driver::Lvm(devices) | Driver::LvmThin(devices) => {
+            let ground = ground(identity)?;
+            let (opened, _) = LvmPool::ensure(&ground, identity, &settings(driver, devices), made)?;
+            Ok(OpenPool::Lvm(Arc::new(opened)))
+        }
+    }
 }
 
 impl Worker {
     pub(super) fn ensure_pool(&self, pool: &PoolAssignment) -> Result<PoolCapacity, TaskError> {
+        let _turn = self.opening.take(pool.id);
+        self.places.remember(pool.id, &self.place_of(pool)).map_err(TaskError::Places)?;
         let open = self.pools().get(&pool.id).cloned();
+        if let (Some(open), Some(_)) = (&open, pool.formerly) {
+            let done = open.pass_on(self.cluster())?;
+            tracing::debug!(pool = %pool.name, ?done, "a pool that was adopted bears this cluster's mark");
+        }
         let open = match (open, &pool.driver) {
             (None, driver) => {
                 let opened = self.open(pool, driver)?;
@@ -44,47 +90,80 @@ impl Worker {
     }
 
     fn open(&self, pool: &PoolAssignment, driver: &Driver) -> Result<OpenPool, BackendError> {
-        let identity = self.identity_of(pool);
-        match driver {
-            Driver::File { path, limit } => {
-                let (opened, _) = FilePool::ensure(&identity, path, *limit, pool.made)?;
-                Ok(OpenPool::File(Arc::new(opened)))
-            }
-            Driver::Lvm(devices) | Driver::LvmThin(devices) => {
-                let ground = ground(pool)?;
-                let (opened, _) = LvmPool::ensure(&ground, &identity, &settings(driver, devices), pool.made)?;
-                Ok(OpenPool::Lvm(Arc::new(opened)))
-            }
-        }
+        self.take_over(pool)?;
+        open_as(&self.identity_of(pool), driver, pool.made)
     }
 
-    /// The snapshots that have been lost since they were taken, as far as the last look at the pools' capacities told.
-    pub fn lost_snapshots(&self) -> Vec<SnapshotId> {
-        let pools = self.pools().clone();
-        let lost = |pool: &OpenPool| match pool {
-            OpenPool::File(_) => Vec::new(),
-            OpenPool::Lvm(pool) => pool.overflowed(),
+    /// Lets a pool that was adopted, and is not open, bear this cluster's mark.
+    fn take_over(&self, pool: &PoolAssignment) -> Result<(), BackendError> {
+        let to = self.identity_of(pool);
+        let Some(cluster) = pool.formerly.filter(|cluster| *cluster != to.cluster) else { return Ok(()) };
+        let from = PoolIdentity { cluster, ..to.clone() };
+        let done = match &pool.driver {
+            Driver::File { path, .. } => FilePool::pass_on_at(&from, &to, path)?,
+            Driver::Lvm(devices) | Driver::LvmThin(devices) => {
+                LvmPool::pass_on_at(&ground(&to)?, &from, &to, &settings(&pool.driver, devices))?
+            }
         };
-        pools.values().flat_map(lost).collect()
+        tracing::debug!(pool = %pool.name, ?done, "a pool that was adopted bears this cluster's mark");
+        Ok(())
+    }
+
+    fn place_of(&self, pool: &PoolAssignment) -> PoolPlace {
+        PoolPlace { cluster: self.cluster(), name: pool.name.to_string(), driver: pool.driver.clone() }
+    }
+
+    /// How full snapshots are that have room of their own, as far as the last look at the pools' capacities told.
+    pub fn fills(&self) -> Vec<SnapshotFill> {
+        let pools = self.pools().clone();
+        let fills = |pool: &OpenPool| match pool {
+            OpenPool::File(_) => Vec::new(),
+            OpenPool::Lvm(pool) => pool.fills(),
+        };
+        pools.values().flat_map(fills).collect()
+    }
+
+    /// Whether there are pools that are extended as they fill up: those must be looked at often.
+    pub fn has_growing_pools(&self) -> bool {
+        self.pools().values().any(|pool| matches!(pool, OpenPool::Lvm(pool) if pool.can_grow()))
+    }
+
+    /// How far the work on volumes is that takes long.
+    pub fn progress(&self) -> Vec<(VolumeId, Progress)> {
+        let pools = self.pools().clone();
+        pools.values().flat_map(|pool| pool.backend().progress()).collect()
+    }
+
+    /// Lets what takes long on volumes end soon, unfinished; it is begun again when it is due.
+    pub fn pause(&self) {
+        self.abandon_work(None);
+    }
+
+    pub(super) fn abandon_work(&self, volume: Option<VolumeId>) {
+        let pools = self.pools().clone();
+        pools.values().for_each(|pool| pool.backend().abandon(volume));
     }
 
     fn identity_of(&self, pool: &PoolAssignment) -> PoolIdentity {
-        PoolIdentity { cluster: self.cluster, pool: pool.id, name: pool.name.clone() }
+        PoolIdentity { cluster: self.cluster(), pool: pool.id, name: pool.name.clone() }
     }
 
     pub(super) fn release_pool(&self, pool: &PoolAssignment) -> Result<(), TaskError> {
+        let _turn = self.opening.take(pool.id);
         let open = self.pools().get(&pool.id).cloned();
-        let Some(open) = open else {
+        match open {
+            Some(open) => {
+                open.backend().release()?;
+                self.pools().remove(&pool.id);
+            }
             // It never came to be, its place is gone, or a release was cut short.
-            return match self.release_closed(pool) {
+            None => match self.take_over(pool).and_then(|()| self.release_closed(pool)) {
                 // What was never made and cannot be looked at holds nothing of ours.
-                Err(BackendError::Io { .. } | BackendError::Absent { .. }) if !pool.made => Ok(()),
-                released => Ok(released?),
-            };
-        };
-        open.backend().release()?;
-        self.pools().remove(&pool.id);
-        Ok(())
+                Err(BackendError::Io { .. } | BackendError::Absent { .. }) if !pool.made => {}
+                released => released?,
+            },
+        }
+        self.places.forget(pool.id).map_err(TaskError::Places)
     }
 
     fn release_closed(&self, pool: &PoolAssignment) -> Result<(), BackendError> {
@@ -92,7 +171,7 @@ impl Worker {
         let released = match &pool.driver {
             Driver::File { path, .. } => FilePool::release_at(&identity, path)?,
             Driver::Lvm(devices) | Driver::LvmThin(devices) => {
-                LvmPool::release_at(&ground(pool)?, &identity, &settings(&pool.driver, devices))?
+                LvmPool::release_at(&ground(&identity)?, &identity, &settings(&pool.driver, devices))?
             }
         };
         tracing::debug!(pool = %pool.name, ?released, "a pool that was not open is let go of");
@@ -101,13 +180,13 @@ impl Worker {
 }
 
 /// What LVM pools of this host stand on; the program is looked for anew, since it may have been installed meanwhile.
-fn ground(pool: &PoolAssignment) -> Result<Ground, BackendError> {
+fn ground(pool: &PoolIdentity) -> Result<Ground, BackendError> {
     let lvm = Executable::installed().map_err(|error| error.at(pool.name.as_str()))?;
     Ok(Ground::of_host(Arc::new(lvm)))
 }
 
 fn settings(driver: &Driver, devices: &Devices) -> Settings {
     let kind = if matches!(driver, Driver::LvmThin(_)) { Kind::Thin } else { Kind::Thick };
-    let Devices { devices, wipe } = devices.clone();
-    Settings { kind, devices, wipe: wipe.into_iter().collect(), room: Room::default() }
+    let Devices { devices, wipe, ceiling } = devices.clone();
+    Settings { kind, devices, wipe: wipe.into_iter().collect(), room: Room::default(), ceiling }
 }

@@ -49,11 +49,11 @@ impl Worker {
     }
 
     fn members(&self, snapshot: &SnapshotAssignment) -> Result<Vec<Member>, TaskError> {
-        let SnapshotAssignment { id, name, volume, pool, .. } = snapshot;
-        let alone = [SnapshotMember { snapshot: *id, name: name.clone(), volume: *volume, pool: *pool }];
+        let SnapshotAssignment { id, name, volume, pool, room, .. } = snapshot;
+        let alone = [SnapshotMember { snapshot: *id, name: name.clone(), volume: *volume, pool: *pool, room: *room }];
         let set = if snapshot.set.is_empty() { &alone[..] } else { &snapshot.set };
         let member = |it: &SnapshotMember| {
-            let layout = SnapshotLayout { id: it.snapshot, name: it.name.clone(), volume: it.volume };
+            let layout = SnapshotLayout { id: it.snapshot, name: it.name.clone(), volume: it.volume, room: it.room };
             Ok(Member { layout, backend: self.pool(it.pool)? })
         };
         set.iter().map(member).collect()

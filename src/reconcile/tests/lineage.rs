@@ -11,6 +11,7 @@ fn snapshot(id: u8, volume: u8) -> SnapshotAssignment {
         volume: VolumeId::from_bytes([volume; 16]),
         pool: PoolId::from_bytes([1; 16]),
         set: Vec::new(),
+        room: None,
         made: false,
         removed: false,
     }
@@ -27,6 +28,7 @@ fn set(snapshots: &[SnapshotAssignment]) -> Vec<SnapshotAssignment> {
         name: it.name.clone(),
         volume: it.volume,
         pool: it.pool,
+        room: it.room,
     };
     let set: Vec<SnapshotMember> = snapshots.iter().map(member).collect();
     snapshots.iter().map(|it| SnapshotAssignment { set: set.clone(), ..it.clone() }).collect()
