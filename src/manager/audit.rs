@@ -36,6 +36,11 @@ pub fn leader(manager: ServiceId) -> Author {
     Author { who: "the leader".into(), origin: format!("manager {manager}") }
 }
 
+/// The managers together, where what is written follows from the state itself.
+pub fn managers() -> Author {
+    Author { who: "the managers".into(), origin: "the state".into() }
+}
+
 /// A member that speaks of itself, to `manager`.
 pub fn of_service(service: ServiceId, service_type: ServiceType, manager: ServiceId) -> Author {
     Author { who: format!("{service_type} service {service}"), origin: format!("manager {manager}") }

@@ -204,7 +204,8 @@ mod tests {
     use crate::store::{Batch, Commit, EmbeddedStore, Entry, Event};
 
     fn cluster(now: Timestamp) -> Cluster {
-        Cluster { meta: Meta::new(ClusterId::generate(), "old".parse().unwrap(), now), spec: ClusterSpec::default() }
+        let meta = Meta::new(ClusterId::generate(), "old".parse().unwrap(), now);
+        Cluster { meta, spec: ClusterSpec::default(), history: Default::default(), recovering: None }
     }
 
     #[tokio::test]

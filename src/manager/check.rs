@@ -106,7 +106,7 @@ fn compare_views(stored: &View, live: &View, revision: Revision, faults: &mut Ve
 }
 
 /// Rules that hold within any one revision of the store.
-fn check_state(view: &View, findings: &mut Findings) {
+pub fn check_state(view: &View, findings: &mut Findings) {
     let faults = &mut findings.faults;
     findings.objects = view.services.len() + view.pools.len() + view.volumes.len() + view.attachments.len();
     findings.objects += view.snapshots.len() + view.images.len() + view.clients.len() + view.tokens.len();
@@ -121,7 +121,7 @@ fn check_state(view: &View, findings: &mut Findings) {
         }
         for replica in &volume.status.placement {
             let total = promised.entry(replica.pool).or_default();
-            *total = total.saturating_add(volume.spec.size);
+            *total = total.saturating_add(volume.promised());
             match view.get::<Pool>(replica.pool) {
                 None => {
                     faults.push(format!("volume '{name}' is placed in pool {}, which does not exist", replica.pool))
@@ -141,6 +141,8 @@ fn check_state(view: &View, findings: &mut Findings) {
             *total = total.saturating_add(snapshot.status.promised);
         }
         match view.get::<Volume>(snapshot.spec.volume) {
+            // One that is only there to be destroyed needs no volume.
+            None if snapshot.meta.is_removed() => {}
             None => {
                 faults.push(format!("snapshot '{name}' is of volume {}, which does not exist", snapshot.spec.volume))
             }
@@ -259,7 +261,18 @@ fn check_attachments(view: &View, faults: &mut Vec<String>) {
 /// What a service finds on its devices against what the state says of it. Objects that are changing are left out.
 fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Inventory, findings: &mut Findings) {
     for pool in &found.pools {
-        if let Some(failure) = &pool.failure {
+        let known = stored.get::<Pool>(pool.id).or(live.get::<Pool>(pool.id));
+        let place = pool.place.as_ref().filter(|_| known.is_none());
+        if let Some(place) = place {
+            let failure = pool.failure.as_ref().map(|failure| format!(": {failure}")).unwrap_or_default();
+            findings.remarks.push(format!(
+                "orphan: pool {} ('{}', {} at {}) is on the disks of service {service} and in no cluster state{failure}",
+                pool.id,
+                place.name,
+                place.driver,
+                place.driver.place()
+            ));
+        } else if let Some(failure) = &pool.failure {
             findings.faults.push(format!("pool {} on service {service}: {failure}", pool.id));
         }
     }
@@ -317,10 +330,12 @@ fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Invento
     }
     check_snapshots(stored, live, service, found, findings);
     for disk in &found.volumes {
-        if let Some(damage) = &disk.damage {
-            findings.faults.push(format!("volume {} on service {service} is damaged: {damage}", disk.id));
+        let orphan = live.get::<Volume>(disk.id).is_none() && stored.get::<Volume>(disk.id).is_none();
+        if let Some(damage) = disk.damage.as_ref().filter(|_| !disk.unfinished) {
+            let said = if orphan { &mut findings.remarks } else { &mut findings.faults };
+            said.push(format!("volume {} on service {service} is damaged: {damage}", disk.id));
         }
-        if live.get::<Volume>(disk.id).is_none() && stored.get::<Volume>(disk.id).is_none() {
+        if orphan {
             findings.remarks.push(format!(
                 "orphan: volume {} ('{}', {}) is on the disks of service {service} and in no cluster state",
                 disk.id, disk.name, disk.size
@@ -352,10 +367,12 @@ fn check_snapshots(stored: &View, live: &View, service: ServiceId, found: &Inven
         }
     }
     for disk in &found.snapshots {
+        let orphan = live.get::<Snapshot>(disk.id).is_none() && stored.get::<Snapshot>(disk.id).is_none();
         if let Some(damage) = &disk.damage {
-            findings.faults.push(format!("snapshot {} on service {service} is damaged: {damage}", disk.id));
+            let said = if orphan { &mut findings.remarks } else { &mut findings.faults };
+            said.push(format!("snapshot {} on service {service} is damaged: {damage}", disk.id));
         }
-        if live.get::<Snapshot>(disk.id).is_none() && stored.get::<Snapshot>(disk.id).is_none() {
+        if orphan {
             findings.remarks.push(format!(
                 "orphan: snapshot {} ('{}', of volume {}) is on the disks of service {service} and in no cluster state",
                 disk.id, disk.name, disk.volume

@@ -4,11 +4,12 @@ use super::audit::author;
 use super::draft::Draft;
 use super::plan;
 use super::refusal::Refusal;
+use super::requests::{malformed, optional, parsed, wanted_snapshots, wanted_volume};
 use super::view::{Stored, View};
-use super::{Manager, Stage, access, check, dispatcher, enrollment, events, images};
+use super::{Manager, access, check, dispatcher, enrollment, events, images, standing};
 use crate::manager::member::Member;
 use crate::model::*;
-use crate::rpc::{Caller, Fault, FaultKind, Malformed, Peer, proto};
+use crate::rpc::{Caller, Fault, Malformed, Peer, proto};
 use proto::{control_server::Control, dispatcher_server::Dispatcher, enrollment_server::Enrollment};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,20 +30,8 @@ fn kind_of(number: i32) -> Result<Kind, Malformed> {
     Kind::try_from(proto::Kind::try_from(number)?)
 }
 
-fn parsed<T, E: std::fmt::Display>(text: Result<T, E>) -> Result<T, Status> {
-    text.map_err(|error| Fault::new(FaultKind::Invalid, error.to_string()).into())
-}
-
-fn malformed<T>(value: Result<T, Malformed>) -> Result<T, Status> {
-    value.map_err(|error| Fault::from(error).into())
-}
-
 fn answer(object: impl Into<proto::Object>) -> Answer<proto::Object> {
     Ok(Response::new(object.into()))
-}
-
-fn optional(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
 }
 
 fn find(view: &View, kind: Kind, reference: &str) -> Result<Object, Refusal> {
@@ -104,7 +93,7 @@ fn token<I: std::str::FromStr>(text: &str) -> Result<Option<I>, Status> {
 
 impl Face {
     /// Who is to act, and on whose behalf.
-    fn acting<T>(&self, request: &Request<T>) -> Result<(Arc<Member>, Author), Fault> {
+    pub(super) fn acting<T>(&self, request: &Request<T>) -> Result<(Arc<Member>, Author), Fault> {
         let member = self.0.member()?;
         let author = author(request, Some(&member.view.read()));
         Ok((member, author))
@@ -121,7 +110,7 @@ impl Control for Face {
         if let Some(fault) = spec.fault() {
             return Err(Status::invalid_argument(fault));
         }
-        let (member, created) = self.0.init(name, spec, author).await?;
+        let (member, created) = self.0.init(name, spec, request.recover, author).await?;
         Ok(Response::new(proto::InitClusterResponse {
             cluster_id: member.cluster.meta.id.to_string(),
             cluster_name: member.cluster.meta.name.to_string(),
@@ -134,25 +123,7 @@ impl Control for Face {
         &self,
         _request: Request<proto::GetManagerStatusRequest>,
     ) -> Answer<proto::GetManagerStatusResponse> {
-        let mut status = proto::GetManagerStatusResponse {
-            store: self.0.store_text(),
-            version: crate::runtime::VERSION.into(),
-            address: self.0.address.clone(),
-            ..Default::default()
-        };
-        match self.0.stage() {
-            Stage::Starting(reason) => (status.state, status.message) = ("starting".into(), Some(reason)),
-            Stage::Uninitialised(note) => (status.state, status.message) = ("uninitialised".into(), note),
-            Stage::Stranded(reason) => (status.state, status.message) = ("stranded".into(), Some(reason)),
-            Stage::Member(member) => {
-                status.state = "member".into();
-                status.service_id = Some(member.service.to_string());
-                status.cluster_id = Some(member.cluster.meta.id.to_string());
-                status.cluster_name = Some(member.cluster.meta.name.to_string());
-                status.leader = member.view.read().leader.as_ref().map(|leader| leader.value.to_string());
-            }
-        }
-        Ok(Response::new(status))
+        Ok(Response::new(standing::status(&self.0)))
     }
 
     async fn get(&self, request: Request<proto::GetRequest>) -> Answer<proto::Object> {
@@ -250,9 +221,10 @@ impl Control for Face {
 
     async fn set_pool(&self, request: Request<proto::SetPoolRequest>) -> Answer<proto::Object> {
         let (member, author) = self.acting(&request)?;
-        let proto::SetPoolRequest { reference, rules } = request.into_inner();
+        let proto::SetPoolRequest { reference, rules, ceiling } = request.into_inner();
+        let ceiling = ceiling.map(|change| change.to.map(ByteSize::bytes));
         let changes = rules.unwrap_or_default().into();
-        let plan = move |draft: &mut Draft<'_>| plan::set_pool(draft, &author, &reference, changes);
+        let plan = move |draft: &mut Draft<'_>| plan::set_pool(draft, &author, &reference, changes, ceiling);
         answer(&Object::Pool(member.writer.write(plan).await?))
     }
 
@@ -275,18 +247,8 @@ impl Control for Face {
     async fn create_volume(&self, request: Request<proto::CreateVolumeRequest>) -> Answer<proto::Object> {
         let (member, author) = self.acting(&request)?;
         let request = request.into_inner();
-        let name = parsed(request.name.parse::<Name>())?;
-        let (id, pool) = (VolumeId::generate(), optional(&request.pool));
-        let origin = request.source.map(|source| match source {
-            proto::create_volume_request::Source::FromSnapshot(snapshot) => plan::Origin::Snapshot(snapshot),
-            proto::create_volume_request::Source::FromVolume(volume) => plan::Origin::Volume(volume),
-            proto::create_volume_request::Source::Image(reference) => {
-                plan::Origin::Image { reference, base: VolumeId::generate() }
-            }
-        });
-        // A copy is as large as what it is copied from unless a size is named.
-        let size = (request.size > 0 || origin.is_none()).then(|| ByteSize::bytes(request.size));
-        let wanted = plan::WantedVolume { size, pool, origin };
+        let (id, name) = (VolumeId::generate(), parsed(request.name.parse::<Name>())?);
+        let wanted = wanted_volume(request);
         let plan = move |draft: &mut Draft<'_>| plan::create_volume(draft, &author, id, &name, &wanted);
         answer(&Object::Volume(member.writer.write(plan).await?))
     }
@@ -308,11 +270,11 @@ impl Control for Face {
         answer(&Object::Volume(member.writer.write(plan).await?))
     }
 
-    async fn remove_volume(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
+    async fn remove_volume(&self, request: Request<proto::RemoveVolumeRequest>) -> Answer<proto::Object> {
         let (member, author) = self.acting(&request)?;
-        let reference = request.into_inner().reference;
-        let volume = member.writer.write(move |draft| plan::remove_volume(draft, &author, &reference)).await?;
-        answer(&Object::Volume(volume))
+        let proto::RemoveVolumeRequest { reference, wipe } = request.into_inner();
+        let plan = move |draft: &mut Draft<'_>| plan::remove_volume(draft, &author, &reference, wipe);
+        answer(&Object::Volume(member.writer.write(plan).await?))
     }
 
     async fn revert_volume(&self, request: Request<proto::RevertVolumeRequest>) -> Answer<proto::Object> {
@@ -324,12 +286,8 @@ impl Control for Face {
 
     async fn create_snapshots(&self, request: Request<proto::CreateSnapshotsRequest>) -> Answer<proto::ListResponse> {
         let (member, author) = self.acting(&request)?;
-        let wanted = request.into_inner().wanted.into_iter().map(|one| {
-            let name = parsed(one.name.parse::<Name>())?;
-            Ok(plan::WantedSnapshot { id: SnapshotId::generate(), name, volume: one.volume })
-        });
-        let wanted = wanted.collect::<Result<Vec<_>, Status>>()?;
-        let plan = move |draft: &mut Draft<'_>| plan::create_snapshots(draft, &author, &wanted);
+        let (wanted, room) = wanted_snapshots(request.into_inner())?;
+        let plan = move |draft: &mut Draft<'_>| plan::create_snapshots(draft, &author, &wanted, room);
         let made = member.writer.write(plan).await?;
         let objects = made.into_iter().map(|snapshot| (&Object::Snapshot(snapshot)).into()).collect();
         Ok(Response::new(proto::ListResponse { objects, next_page_token: String::new() }))

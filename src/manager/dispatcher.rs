@@ -1,10 +1,14 @@
 //! The manager's end of block services' sessions: drives the sans-io core over a gRPC stream.
 
+use super::draft::Draft;
+use super::history;
 use super::member::Member;
 use super::plan;
 use super::refusal::Refusal;
+use super::sessions::Ask;
+use super::view::View;
 use crate::discovery::Presence;
-use crate::model::{Inventory, Report, Service, ServiceId, ServiceType, Session, SessionId, Trust};
+use crate::model::{Inventory, Mark, Report, Service, ServiceId, ServiceType, Session, SessionId, Trust};
 use crate::pki::Role;
 use crate::rpc::{Caller, Malformed, Peer, proto};
 use crate::session::{Downward, Ended, Greeting, ManagerAction, ManagerEvent, ManagerSide, Upward, Welcome};
@@ -12,49 +16,10 @@ use crate::store::{Key, StoreError};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Status, Streaming};
-
-/// A question for a service's inventory.
-pub struct Ask {
-    reply: oneshot::Sender<Inventory>,
-}
-
-/// The sessions that this manager holds.
-#[derive(Default)]
-pub struct Sessions {
-    ports: Mutex<HashMap<ServiceId, (SessionId, mpsc::Sender<Ask>)>>,
-}
-
-impl Sessions {
-    fn ports(&self) -> std::sync::MutexGuard<'_, HashMap<ServiceId, (SessionId, mpsc::Sender<Ask>)>> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What `service` finds on its devices; none if this manager does not hold its session, or it does not answer.
-    pub async fn inventory(&self, service: ServiceId, patience: Duration) -> Option<Inventory> {
-        let port = self.ports().get(&service).map(|(_, port)| port.clone())?;
-        let (reply, answer) = oneshot::channel();
-        port.send(Ask { reply }).await.ok()?;
-        tokio::time::timeout(patience, answer).await.ok()?.ok()
-    }
-
-    fn open(&self, service: ServiceId, session: SessionId) -> mpsc::Receiver<Ask> {
-        let (port, asks) = mpsc::channel(4);
-        // An older session of the same service loses its port, and ends.
-        self.ports().insert(service, (session, port));
-        asks
-    }
-
-    fn close(&self, service: ServiceId, session: SessionId) {
-        let mut ports = self.ports();
-        if ports.get(&service).is_some_and(|(held, _)| *held == session) {
-            ports.remove(&service);
-        }
-    }
-}
 
 type Outbound = mpsc::Sender<Result<proto::ManagerMessage, Status>>;
 type Pending<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
@@ -74,6 +39,10 @@ struct Open {
     managers: Vec<String>,
     /// What it was last told of certificates.
     trust: Option<Trust>,
+    /// How far the state had come when it was told last.
+    mark: Mark,
+    /// The cluster was being recovered when it opened: the service keeps what it was not told of.
+    recovering: bool,
 }
 
 struct Driver {
@@ -220,7 +189,19 @@ impl Driver {
         if view.get::<Session>(service).is_none_or(|session| session.id != open.session.id) {
             return Err(Ended::Refused(Refusal::Superseded(service).to_string()));
         }
-        let mut events = vec![ManagerEvent::Assigned { set: view.assignments(service), partial: view.is_partial() }];
+        if open.recovering && view.recovering().is_none() {
+            return Err(Ended::Refused("the recovery is finished: the service is told everything anew".into()));
+        }
+        let mark = view.mark();
+        if mark.epoch != open.mark.epoch {
+            let text = "the state is in another history now: the service is synchronised anew";
+            return Err(Ended::Refused(text.into()));
+        }
+        open.mark = mark;
+        let mut events = vec![
+            ManagerEvent::Mark(mark),
+            ManagerEvent::Assigned { set: view.assignments(service), partial: view.withholds() },
+        ];
         let managers = view.manager_addresses(self.member.service);
         if managers != open.managers {
             open.managers.clone_from(&managers);
@@ -315,6 +296,7 @@ impl Driver {
         if !member.view.reached(entry.revision).await {
             return Err(Refusal::Store("this manager's view is behind the store".into()));
         }
+        carry_over(member, &greeting).await?;
         let presence = Presence::begin(member.store.clone(), member.cluster.spec.lease()).await?;
         let session =
             Session { id: SessionId::generate(), service, manager: member.service, since: member.clock.wall() };
@@ -322,6 +304,7 @@ impl Driver {
         member.writer.write(move |draft| plan::admit_session(draft, &written, &greeting, lease)).await?;
         // Before the assignments are read, so that no later change is missed.
         self.concern = Some(member.view.subscribe(service));
+        is_shown(&member.view.read(), &session)?;
         self.asks = Some(member.sessions.open(service, session.id));
         let view = member.view.read();
         let managers = view.manager_addresses(member.service);
@@ -330,14 +313,17 @@ impl Driver {
             heartbeat: member.cluster.spec.heartbeat(),
             lease: member.cluster.spec.lease(),
             managers: managers.clone(),
+            mark: view.mark(),
         };
-        let (assignments, partial) = (view.assignments(service), view.is_partial());
-        let trust = view.trust();
+        let mark = welcome.mark;
+        let (assignments, partial) = (view.assignments(service), view.withholds());
+        let (trust, recovering) = (view.trust(), view.recovering().is_some());
         drop(view);
         tracing::info!(%service, session = %session.id, "a block service is connected");
         let mut events = vec![ManagerEvent::Admitted { welcome, assignments, partial }];
         events.extend(trust.clone().map(ManagerEvent::Trust));
-        self.open = Some(Open { session, presence: Arc::new(presence), renewed: Instant::now(), managers, trust });
+        let (presence, renewed) = (Arc::new(presence), Instant::now());
+        self.open = Some(Open { session, presence, renewed, managers, trust, mark, recovering });
         Ok(events)
     }
 
@@ -371,6 +357,20 @@ impl Driver {
     }
 }
 
+/// Brings the service's objects into the state's present history, if they are of an earlier one: it may hold something
+/// newer.
+async fn carry_over(member: &Member, greeting: &Greeting) -> Result<(), Refusal> {
+    let service = greeting.service;
+    let (epoch, reason) = history::floor_for(member, greeting).await?;
+    while plan::has_to_carry(&member.view.read(), service, epoch) {
+        let reason = reason.clone();
+        let plan = move |draft: &mut Draft<'_>| plan::carry_over(draft, service, epoch, &reason);
+        let more = member.writer.write(plan).await?;
+        tracing::info!(%service, %epoch, more, "what is on a block service is carried over");
+    }
+    Ok(())
+}
+
 /// Whether `caller` may speak as the service of this record. A service with a certificate must show it: a peer on the
 /// manager's host may do what operators do, but not be a service that has a key of its own.
 fn speaks_for(caller: &Caller, record: &Service) -> Result<(), Refusal> {
@@ -388,6 +388,15 @@ fn speaks_for(caller: &Caller, record: &Service) -> Result<(), Refusal> {
     }
 }
 
+/// Whether the view has come to where the session was committed. An older one may lack what the service holds already, which
+/// it would then stop serving.
+fn is_shown(view: &View, session: &Session) -> Result<(), Refusal> {
+    match view.get::<Session>(session.service) {
+        Some(shown) if shown.id == session.id => Ok(()),
+        _ => Err(Refusal::Store("this manager's view is behind the store".into())),
+    }
+}
+
 async fn commit(member: &Member, service: ServiceId, session: SessionId, reports: Vec<Report>) -> Result<(), Refusal> {
     for part in reports.chunks(REPORTS_AT_ONCE) {
         let part = part.to_vec();
@@ -402,6 +411,22 @@ mod tests {
     use crate::manager::enrollment::new_service;
     use crate::model::{CertificateRecord, ClusterId, Timestamp};
     use crate::pki::Bearer;
+    use crate::store::{Batch, Entry, Event, Revision};
+
+    #[test]
+    fn a_service_is_not_told_what_to_hold_by_a_view_that_does_not_show_its_session() {
+        let service = ServiceId::generate();
+        let session = || Session { id: SessionId::generate(), service, manager: service, since: Timestamp::EPOCH };
+        let (older, newer, mut view) = (session(), session(), View::default());
+        assert!(is_shown(&view, &older).is_err());
+        for (number, shown) in [(1, &older), (2, &newer)] {
+            let (key, value) = (Key::session(service), serde_json::to_vec(shown).unwrap());
+            let entry = Entry { key, value, revision: Revision(number), lease: None };
+            view.apply(Batch { revision: Revision(number), events: vec![Event::Put(entry)] });
+            assert!(is_shown(&view, shown).is_ok());
+        }
+        assert!(matches!(is_shown(&view, &older), Err(Refusal::Store(_))), "it was superseded meanwhile");
+    }
 
     #[test]
     fn a_forged_greeting_in_the_name_of_another_service_is_refused() {

@@ -4,10 +4,12 @@
 //! comparisons, so that a plan made on an old view commits nothing. Several plans may share one draft and so one
 //! transaction; a plan that fails is undone by [`Draft::undo_to`].
 
+use super::history::first_generation;
 use super::refusal::Refusal;
 use super::view::{Stored, View};
 use crate::model::{
-    Attachment, Client, Event, EventId, Image, Kind, Name, Pool, Service, Session, Snapshot, Timestamp, Token, Volume,
+    Attachment, Client, Event, EventId, Image, Kind, Meta, Name, Pool, Service, Session, Snapshot, Timestamp, Token,
+    Volume,
 };
 use crate::pki::Authority;
 use crate::store::{Compare, Key, LeaseId, Op, Txn};
@@ -79,6 +81,12 @@ impl<'v> Draft<'v> {
 
     pub fn view(&self) -> &'v View {
         self.view
+    }
+
+    /// Who a new object is. Its first generation is one of the history that the state is in.
+    pub fn new_meta<I>(&self, id: I, name: Name) -> Meta<I> {
+        let generation = first_generation(self.view);
+        Meta { generation, ..Meta::new(id, name, self.now) }
     }
 
     pub fn savepoint(&self) -> Savepoint {
@@ -220,10 +228,20 @@ impl<'v> Draft<'v> {
         self.overlay.names.insert(slot, id);
     }
 
+    /// Whether nothing was planned, and nothing taken for granted.
+    pub fn is_empty(&self) -> bool {
+        self.operations() == 0 && self.overlay.compares.is_empty()
+    }
+
     /// How large the transaction is: the larger of its two parts, to be kept under the store's limit.
     pub fn weight(&self) -> usize {
+        // And the cluster's record.
+        self.operations().max(self.overlay.compares.len() + 1)
+    }
+
+    fn operations(&self) -> usize {
         let overlay = &self.overlay;
-        let ops = overlay.services.len()
+        overlay.services.len()
             + overlay.sessions.len()
             + overlay.pools.len()
             + overlay.volumes.len()
@@ -234,11 +252,10 @@ impl<'v> Draft<'v> {
             + overlay.tokens.len()
             + overlay.events.len()
             + overlay.names.len()
-            + usize::from(overlay.authority.is_some());
-        ops.max(overlay.compares.len())
+            + usize::from(overlay.authority.is_some())
     }
 
-    /// The transaction; none if nothing is to be written.
+    /// The transaction; none if nothing is to be written and nothing was taken for granted.
     ///
     /// # Errors
     /// If a value cannot be written as JSON.
@@ -283,10 +300,13 @@ impl<'v> Draft<'v> {
                 None => {}
             }
         }
-        if ops.is_empty() {
+        if ops.is_empty() && compares.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Txn { compares: compares.into_values().collect(), ops }))
+        let mut compares: Vec<Compare> = compares.into_values().collect();
+        // A plan made in one history commits nothing in the next, however alike they are.
+        compares.extend(self.view.cluster_revision.map(|revision| Compare::Unchanged(Key::cluster(), revision)));
+        Ok(Some(Txn { compares, ops }))
     }
 }
 

@@ -19,7 +19,7 @@ pub fn new_service(
 ) -> Service {
     Service {
         meta: Meta::new(id, Name::resembling(&host_name, service_type.as_str()), now),
-        spec: ServiceSpec { service_type, labels: BTreeMap::new() },
+        spec: ServiceSpec { service_type, labels: BTreeMap::new(), draining: None },
         status: ServiceStatus {
             state: ServiceState::Joined,
             since: now,
@@ -65,6 +65,7 @@ pub async fn join(
         cluster_id: member.cluster.meta.id.to_string(),
         cluster_name: member.cluster.meta.name.to_string(),
         managers: member.view.read().manager_addresses(member.service),
+        recovering: member.view.read().recovering().is_some(),
         certificate: granted.map(|granted| certificate(id, granted)),
     })
 }

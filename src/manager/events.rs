@@ -39,6 +39,10 @@ impl Reader {
             let text = "this reader is so slow that entries were dropped before it came to them: begin anew";
             return Err(Fault::new(FaultKind::Unavailable, text));
         }
+        if self.last > view.last_event() {
+            let text = "the state was put back in time, and the record of changes with it: begin anew";
+            return Err(Fault::new(FaultKind::Unavailable, text));
+        }
         let entries = view.events_after(self.last, GULP);
         let Some((place, _)) = entries.last() else { return Ok(None) };
         self.last = Some(*place);

@@ -3,7 +3,9 @@
 use super::audit;
 use super::authority;
 use super::enrollment::new_service;
-use super::member::{Member, Stranded};
+use super::filling;
+use super::member::{Member, Seat, Stranded};
+use super::migrate;
 use super::refusal::Refusal;
 use super::view::Stored;
 use super::{Stage, StoreConfig};
@@ -13,9 +15,10 @@ use crate::pki::Keyring;
 use crate::rpc::{Fault, FaultKind};
 use crate::runtime::{Backoff, Clock, Shutdown, VERSION};
 use crate::store::{Commit, Compare, Key, Op, SharedStore, StoreError, Txn, decode, encode};
-use std::sync::Arc;
+use std::future::Future;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Mutex, OnceCell, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 
 /// How long an init waits for the new member's lease.
 const FIRST_LEASE: Duration = Duration::from_secs(5);
@@ -25,15 +28,15 @@ pub struct Manager {
     pub(super) dir: ConfigDir,
     /// Where others reach this manager, `host:port`.
     pub(super) address: String,
-    store_config: StoreConfig,
+    store_config: std::sync::Mutex<StoreConfig>,
     /// Once it could be reached.
-    store: OnceCell<SharedStore>,
+    store: Mutex<Option<SharedStore>>,
     stage: watch::Sender<Stage>,
     /// One init at a time.
-    init: Mutex<()>,
+    pub(super) init: Mutex<()>,
     /// What this manager presents and believes; empty while it is no member.
     pub(super) keyring: Keyring,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     shutdown: Shutdown,
 }
 
@@ -48,7 +51,7 @@ impl Manager {
         shutdown: Shutdown,
     ) -> Arc<Self> {
         let stage = watch::Sender::new(Stage::Starting("it is looking at its store".into()));
-        let store = OnceCell::new_with(store);
+        let (store, store_config) = (Mutex::new(store), std::sync::Mutex::new(store_config));
         Arc::new(Self { dir, address, store_config, store, stage, init: Mutex::default(), keyring, clock, shutdown })
     }
 
@@ -57,12 +60,62 @@ impl Manager {
     }
 
     pub(super) fn store_text(&self) -> String {
-        self.store_config.to_string()
+        self.store_config().to_string()
+    }
+
+    pub(super) fn store_config(&self) -> StoreConfig {
+        self.store_config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_stage(&self, stage: Stage) {
+        self.stage.send_replace(stage);
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.wall()
+    }
+
+    /// Serves from another store from now on; no member runs meanwhile.
+    pub(super) async fn set_store(&self, config: StoreConfig, store: SharedStore) {
+        *self.store.lock().await = Some(store);
+        *self.store_config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    /// Looks for the store anew when it is needed next.
+    pub(super) async fn forget_store(&self) {
+        *self.store.lock().await = None;
+    }
+
+    /// Runs to its end what somebody asked for, whether or not they wait for it.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (reply, done) = oneshot::channel();
+        self.shutdown.spawn(async move {
+            if reply.send(work.await).is_err() {
+                tracing::info!("whoever asked for this has gone; it was done all the same");
+            }
+        });
+        done.await.map_err(|_| Refusal::Stopping.into())
+    }
+
+    /// Begins anew with what the disk says.
+    pub(super) fn spawn_bring_up(self: &Arc<Self>, identity: Identity) {
+        self.set_stage(Stage::Starting("it is looking for its store".into()));
+        self.shutdown.spawn(self.clone().bring_up(Some(identity)));
     }
 
     /// The store, connecting to it first if that did not succeed yet.
-    async fn store(&self) -> Result<&SharedStore, StoreError> {
-        self.store.get_or_try_init(|| self.store_config.connect(&self.dir)).await
+    pub(super) async fn store(&self) -> Result<SharedStore, StoreError> {
+        let mut held = self.store.lock().await;
+        if let Some(store) = &*held {
+            return Ok(store.clone());
+        }
+        let (config, store) = migrate::open(&self.dir, &self.store_config()).await?;
+        *self.store_config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        *held = Some(store.clone());
+        Ok(store)
     }
 
     /// The member that answers requests.
@@ -90,7 +143,8 @@ impl Manager {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            if !error.retryable() {
+            // A former handle of this process on the file may have a moment to go.
+            if !error.retryable() && !matches!(error, StoreError::InUse(_)) {
                 tracing::error!(%error, "the store cannot be used");
                 self.stage.send_replace(Stage::Stranded(error.to_string()));
                 return;
@@ -128,12 +182,12 @@ impl Manager {
 
     async fn enter(self: &Arc<Self>, identity: &Identity, membership: &Membership) -> Result<Arc<Member>, Stranded> {
         let group = self.shutdown.child();
-        let address = self.address.clone();
+        let seat = Seat { address: self.address.clone(), directory: self.dir.path().to_owned() };
         let started = Member::start(
             identity,
             membership,
-            address,
-            self.store().await?.clone(),
+            seat,
+            self.store().await?,
             self.keyring.clone(),
             self.clock.clone(),
             group.clone(),
@@ -155,7 +209,7 @@ impl Manager {
                     tracing::warn!("this manager was removed from the cluster");
                     manager.leave(watched.service);
                 }
-                () = manager.shutdown.requested() => {}
+                () = watched.group.requested() => {}
             }
             watched.group.finish().await;
         });
@@ -184,7 +238,7 @@ impl Manager {
             }
             let author = Author { who: "manager run --init".into(), origin: "this process".into() };
             let name = Name::resembling("symphony", "symphony");
-            match self.init(name, ClusterSpec::default(), author).await {
+            match self.init(name, ClusterSpec::default(), false, author).await {
                 Ok((member, created)) => {
                     tracing::info!(service = %member.service, created, "initialised without an operator");
                     return;
@@ -195,11 +249,13 @@ impl Manager {
         }
     }
 
-    /// Creates the cluster, or joins it where there is one; says which.
+    /// Creates the cluster, or joins it where there is one; says which. With `recover` one that is created takes over what
+    /// block services have on their disks.
     pub(super) async fn init(
         self: &Arc<Self>,
         name: Name,
         spec: ClusterSpec,
+        recover: bool,
         author: Author,
     ) -> Result<(Arc<Member>, bool), Fault> {
         let _one_at_a_time = self.init.lock().await;
@@ -212,16 +268,19 @@ impl Manager {
             Stage::Starting(reason) => {
                 return Err(Fault::new(FaultKind::Unavailable, format!("cannot init now: {reason}")));
             }
-            Stage::Stranded(reason) => return Err(Fault::new(FaultKind::Precondition, reason)),
-            Stage::Uninitialised(_) => {}
+            Stage::Stranded(reason) if !recover => return Err(Fault::new(FaultKind::Precondition, reason)),
+            Stage::Stranded(_) | Stage::Uninitialised(_) => {}
+        }
+        if recover {
+            self.give_up_lost_membership().await?;
         }
         let mut identity = self.candidate().map_err(internal)?;
-        let (cluster, created) = match self.create_or_join(&identity, name.clone(), spec, &author).await {
+        let (cluster, created) = match self.create_or_join(&identity, name.clone(), spec, recover, &author).await {
             // The id of an init that was cut off, removed since: it has had its life.
             Err(Refusal::NotMember(_)) => {
                 put_aside(&self.dir.identity(), "refused").map_err(|error| internal(error.to_string()))?;
                 identity = self.candidate().map_err(internal)?;
-                self.create_or_join(&identity, name, spec, &author).await?
+                self.create_or_join(&identity, name, spec, recover, &author).await?
             }
             other => other?,
         };
@@ -229,19 +288,51 @@ impl Manager {
             Membership { cluster: cluster.meta.id, cluster_name: cluster.meta.name.clone(), managers: Vec::new() };
         identity.membership = Some(membership.clone());
         save_document(&self.dir.identity(), &identity).map_err(|error| internal(error.to_string()))?;
-        let member = self.enter(&identity, &membership).await.map_err(|error| match error {
+        Ok((self.enter_ready(&identity, &membership).await?, created))
+    }
+
+    /// Serves as a member, and waits until others see it.
+    pub(super) async fn enter_ready(
+        self: &Arc<Self>,
+        identity: &Identity,
+        membership: &Membership,
+    ) -> Result<Arc<Member>, Fault> {
+        let member = self.enter(identity, membership).await.map_err(|error| match error {
             Stranded::Store(error) => Fault::from(Refusal::from(error)),
             other => Fault::new(FaultKind::Precondition, other.to_string()),
         })?;
-        // Done is when others see it; a store that goes away right now does not make the init fail.
+        // A store that goes away right now makes nothing fail.
         if tokio::time::timeout(FIRST_LEASE, member.ready()).await.is_err() {
-            tracing::warn!("initialised, but not yet able to show itself in the store");
+            tracing::warn!("a member, but not yet able to show itself in the store");
         }
-        Ok((member, created))
+        Ok(member)
+    }
+
+    /// A membership whose cluster is in no store any more is put aside. Refused where the store holds a cluster that lives.
+    async fn give_up_lost_membership(&self) -> Result<(), Fault> {
+        let entry = self.store().await.map_err(Refusal::from)?.get(&Key::cluster()).await.map_err(Refusal::from)?;
+        if let Some(entry) = entry {
+            let cluster: Cluster = decode(&entry).map_err(Refusal::from)?;
+            if cluster.recovering.is_none() {
+                let (id, name) = (cluster.meta.id, cluster.meta.name);
+                let text = format!(
+                    "the store holds cluster '{name}' ({id}), so there is nothing to recover: join it with `symphony ctl … \
+                     manager init`, or give this manager an empty store"
+                );
+                return Err(Fault::new(FaultKind::Precondition, text));
+            }
+        }
+        let known: Option<Identity> =
+            load_document(&self.dir.identity()).map_err(|error| internal(error.to_string()))?;
+        if known.is_some_and(|identity| identity.membership.is_some()) {
+            self.keyring.forget();
+            put_aside(&self.dir.identity(), "lost").map_err(|error| internal(error.to_string()))?;
+        }
+        Ok(())
     }
 
     /// The identity to init with: the one of an init that was cut off, else a new one, on disk before it is used.
-    fn candidate(&self) -> Result<Identity, String> {
+    pub(super) fn candidate(&self) -> Result<Identity, String> {
         let path = self.dir.identity();
         if let Some(identity) = load_document::<Identity>(&path).map_err(|error| error.to_string())? {
             return Ok(identity);
@@ -256,6 +347,7 @@ impl Manager {
         identity: &Identity,
         name: Name,
         spec: ClusterSpec,
+        recover: bool,
         author: &Author,
     ) -> Result<(Cluster, bool), Refusal> {
         let now = self.clock.wall();
@@ -265,14 +357,20 @@ impl Manager {
         let joined = (Some(Kind::Service), record.meta.id, &record.status.host_name);
         let event = audit::entry(EventId::generate(), now, author, "service.join", joined);
         let put_event = Op::Put { key: Event::key(event.id), value: encode(&event)?, lease: None };
-        let cluster = Cluster { meta: Meta::new(ClusterId::generate(), name, now), spec };
+        let (meta, recovering) = (Meta::new(ClusterId::generate(), name, now), recover.then_some(now));
+        let cluster = Cluster { meta, spec, history: History::default(), recovering };
         let put_cluster = Op::Put { key: Key::cluster(), value: encode(&cluster)?, lease: None };
         let create = Txn {
-            compares: vec![Compare::Absent(Key::cluster())],
+            compares: vec![Compare::Absent(Key::cluster()), Compare::Absent(Key::filling())],
             ops: vec![put_cluster, authority::found(&cluster, now)?, put_record.clone(), put_event.clone()],
         };
         if let Commit::Done(_) = self.store().await?.commit(create).await? {
             return Ok((cluster, true));
+        }
+        if let Some(with) = filling::unfinished(&self.store().await?).await? {
+            return Err(Refusal::Precondition(format!(
+                "the store is being filled, or was when that was cut off: {with}; repeat that to go on with it"
+            )));
         }
         // Somebody's cluster is there, perhaps from an init of this very service that was cut off.
         let join = Txn {
@@ -291,6 +389,6 @@ impl Manager {
     }
 }
 
-fn internal(message: String) -> Fault {
+pub(super) fn internal(message: String) -> Fault {
     Fault::new(FaultKind::Internal, message)
 }

@@ -26,12 +26,15 @@ pub async fn serve(member: Arc<Member>) {
     let mut changes = member.view.changes();
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     let mut purged: Option<Instant> = None;
+    let mut calm = Calm::new(member.cluster.spec.lease());
     loop {
         let term = *leadership.borrow_and_update();
         changes.mark_unchanged();
         let mut pause = PERIOD;
         if let Some(term) = term {
-            let mut done = sweep(&member, term).await;
+            let wait = calm.wait(term, member.view.is_fresh(), Instant::now());
+            pause = wait.unwrap_or(pause);
+            let mut done = sweep(&member, term, wait.is_none()).await;
             if done.is_ok() && purged.is_none_or(|at| at.elapsed() >= PERIOD) {
                 done = purge(&member, term).await;
                 purged = Some(Instant::now());
@@ -49,6 +52,35 @@ pub async fn serve(member: Arc<Member>) {
             changed = changes.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// When a leader judges. Leases run out while a store is away or between two leaders, and whoever lives takes a new one
+/// within a lease's time: nobody is called down before that has passed.
+struct Calm {
+    lease: Duration,
+    term: Option<Leadership>,
+    since: Option<Instant>,
+}
+
+impl Calm {
+    fn new(lease: Duration) -> Self {
+        Self { lease, term: None, since: None }
+    }
+
+    /// How long to wait yet; none if it is calm.
+    fn wait(&mut self, term: Leadership, fresh: bool, now: Instant) -> Option<Duration> {
+        if !fresh {
+            self.since = None;
+            return Some(self.lease);
+        }
+        if self.term != Some(term) {
+            self.term = Some(term);
+            self.since = None;
+        }
+        let since = *self.since.get_or_insert(now);
+        let left = self.lease.saturating_sub(now.saturating_duration_since(since));
+        (!left.is_zero()).then_some(left)
     }
 }
 
@@ -78,9 +110,10 @@ fn in_office(draft: &mut Draft<'_>, term: Leadership) -> Result<(), Refusal> {
     }
 }
 
-async fn sweep(member: &Member, term: Leadership) -> Result<(), Refusal> {
+/// `judging`: whether services without a lease may be called down.
+async fn sweep(member: &Member, term: Leadership, judging: bool) -> Result<(), Refusal> {
     let author = audit::leader(member.service);
-    for id in silent(member) {
+    for id in silent(member).into_iter().filter(|_| judging) {
         tracing::warn!(service = %id, "the lease ran out: the service is down");
         let author = author.clone();
         let plan =
@@ -122,4 +155,26 @@ async fn purge(member: &Member, term: Leadership) -> Result<(), Refusal> {
         member.writer.write(plan).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::Leadership;
+    use crate::store::Revision;
+
+    #[test]
+    fn a_leader_judges_once_its_term_and_its_store_have_lasted_for_a_lease() {
+        let lease = Duration::from_secs(4);
+        let (mut calm, start) = (Calm::new(lease), Instant::now());
+        let (first, second) = (Leadership::of(Revision(1)), Leadership::of(Revision(2)));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(calm.wait(first, true, at(0)), Some(lease));
+        assert_eq!(calm.wait(first, true, at(3)), Some(Duration::from_secs(1)));
+        assert_eq!(calm.wait(first, true, at(4)), None);
+        assert_eq!(calm.wait(first, false, at(5)), Some(lease), "the store is away");
+        assert_eq!(calm.wait(first, true, at(60)), Some(lease), "and is back");
+        assert_eq!(calm.wait(first, true, at(64)), None);
+        assert_eq!(calm.wait(second, true, at(65)), Some(lease), "another term");
+    }
 }

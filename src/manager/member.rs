@@ -1,22 +1,23 @@
 //! A manager that is a member: its view, its writer, its own lease, its part in the election.
 
 use super::authority::{self, NoAuthority, Own};
-use super::dispatcher::Sessions;
 use super::plan;
 use super::refusal::Refusal;
-use super::view::{View, ViewHandle};
+use super::sessions::Sessions;
+use super::view::{Sign, View, ViewHandle};
 use super::writer::Writer;
 use crate::discovery::{Leadership, Presence, campaign};
+use crate::host::DocumentError;
 use crate::model::{Addresses, Cluster, Identity, Membership, Service, ServiceId, ServiceState, Session, SessionId};
 use crate::pki::{self, Keyring};
 use crate::rpc::Caller;
 use crate::runtime::{Backoff, Clock, Shutdown, VERSION};
 use crate::session::Greeting;
-use crate::store::{Key, Revision, SharedStore, StoreError};
+use crate::store::{SharedStore, StoreError};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio_stream::StreamExt;
 
 /// Why a config directory's identity does not make this manager a member.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,8 @@ pub enum Stranded {
         "the cluster does not know service {0}: if it shall join anew, move its identity.json away and run `symphony ctl … manager init`"
     )]
     Unknown(ServiceId),
+    #[error(transparent)]
+    Memory(#[from] DocumentError),
     #[error(transparent)]
     Authority(#[from] pki::Error),
     #[error(transparent)]
@@ -56,6 +59,8 @@ pub struct Member {
     pub cluster: Cluster,
     /// Where others reach this manager, `host:port`.
     pub address: String,
+    /// Where it remembers how far the store had come.
+    pub directory: PathBuf,
     pub store: SharedStore,
     pub view: Arc<ViewHandle>,
     pub writer: Writer,
@@ -63,6 +68,14 @@ pub struct Member {
     pub leadership: watch::Receiver<Option<Leadership>>,
     pub clock: Arc<dyn Clock>,
     pub group: Shutdown,
+}
+
+/// Where a manager is found, and where it keeps what is its own.
+pub struct Seat {
+    /// `host:port`.
+    pub address: String,
+    /// Its config directory.
+    pub directory: PathBuf,
 }
 
 impl Member {
@@ -73,14 +86,14 @@ impl Member {
     pub async fn start(
         identity: &Identity,
         membership: &Membership,
-        address: String,
+        Seat { address, directory }: Seat,
         store: SharedStore,
         keyring: Keyring,
         clock: Arc<dyn Clock>,
         group: Shutdown,
     ) -> Result<Arc<Self>, Stranded> {
         let service = identity.service;
-        let view = View::load(store.list(&Key::root()).await?);
+        let view = super::watch::settle(&store, service, &directory, membership, clock.as_ref()).await?;
         let cluster = known_cluster(&view, service, membership)?;
         match view.get::<Service>(service) {
             Some(record) if record.meta.is_removed() => return Err(Stranded::Removed(service)),
@@ -95,11 +108,11 @@ impl Member {
             tracing::error!(%error, "this manager has no certificate yet");
         }
         let view = Arc::new(ViewHandle::new(view));
-        group.spawn_until_end(watch_store(store.clone(), view.clone()));
         let lease = cluster.spec.lease();
         let member = Arc::new(Self {
             service,
             address,
+            directory,
             writer: Writer::start(store.clone(), view.clone(), clock.clone(), &group),
             leadership: campaign(store.clone(), service, lease, &group),
             sessions: Sessions::default(),
@@ -109,9 +122,12 @@ impl Member {
             clock,
             group: group.clone(),
         });
+        group.spawn_until_end(super::watch::follow_store(member.clone()));
+        group.spawn(super::watch::remember(member.clone()));
         group.spawn(member.clone().stay_present());
         group.spawn_until_end(authority::serve(member.clone(), own));
         group.spawn_until_end(super::leader::serve(member.clone()));
+        group.spawn_until_end(super::recovering::serve(member.clone()));
         Ok(member)
     }
 
@@ -122,6 +138,9 @@ impl Member {
             match self.be_present().await {
                 Ok(()) => backoff.reset(),
                 Err(error) => {
+                    if matches!(error, Refusal::Store(_) | Refusal::InDoubt(_)) {
+                        self.view.miss(Sign::Lease, self.clock.wall());
+                    }
                     tracing::warn!(%error, "cannot show itself in the store");
                     let wait = backoff.next(fastrand::f64());
                     tokio::select! {
@@ -147,18 +166,23 @@ impl Member {
             host_name: crate::host::host_name().unwrap_or_else(|_| "unknown".into()),
             addresses: Addresses { rpc: Some(self.address.clone()), nbd: None },
             version: VERSION.into(),
+            mark: self.view.read().mark(),
         };
         let lease = presence.lease();
         self.writer.write(move |draft| plan::admit_session(draft, &session, &greeting, lease)).await?;
+        self.view.see(Sign::Lease);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(self.cluster.spec.heartbeat()) => {}
                 () = self.group.requested() => break,
             }
             match presence.renew().await {
-                Ok(()) => {}
+                Ok(()) => self.view.see(Sign::Lease),
                 Err(error @ StoreError::LeaseGone(_)) => return Err(error.into()),
-                Err(error) => tracing::debug!(%error, "cannot renew the lease yet"),
+                Err(error) => {
+                    self.view.miss(Sign::Lease, self.clock.wall());
+                    tracing::debug!(%error, "cannot renew the lease yet");
+                }
             }
         }
         presence.release().await.map_err(Into::into)
@@ -203,46 +227,4 @@ fn known_cluster(view: &View, service: ServiceId, membership: &Membership) -> Re
         });
     }
     Ok(cluster.clone())
-}
-
-/// Keeps the view up to date for ever: watches, and starts over from a listing after a gap.
-async fn watch_store(store: SharedStore, view: Arc<ViewHandle>) {
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-    let mut after = view.read().revision;
-    loop {
-        let began = after;
-        let error = follow(&store, &view, &mut after).await;
-        if after != began {
-            backoff.reset();
-        }
-        match error {
-            StoreError::Compacted(_) => match store.list(&Key::root()).await {
-                Ok(listing) => {
-                    tracing::warn!("the view starts over from a listing of the store");
-                    after = listing.revision;
-                    view.replace(View::load(listing));
-                }
-                Err(error) => tracing::warn!(%error, "cannot list the store"),
-            },
-            error => tracing::warn!(%error, "the watch on the store is interrupted"),
-        }
-        tokio::time::sleep(backoff.next(fastrand::f64())).await;
-    }
-}
-
-async fn follow(store: &SharedStore, view: &ViewHandle, after: &mut Revision) -> StoreError {
-    let mut watch = match store.watch(&Key::root(), *after).await {
-        Ok(watch) => watch,
-        Err(error) => return error,
-    };
-    while let Some(batch) = watch.next().await {
-        match batch {
-            Ok(batch) => {
-                *after = batch.revision;
-                view.apply(batch);
-            }
-            Err(error) => return error,
-        }
-    }
-    StoreError::Unavailable("the watch ended".into())
 }

@@ -3,7 +3,7 @@
 use super::Stage;
 use super::init::Manager;
 use super::view::View;
-use crate::model::{ByteSize, Pool, PoolMetadata, Service};
+use crate::model::{ByteSize, Fill, Pool, PoolMetadata, Service, Snapshot};
 use crate::runtime::metrics::{Labels, Page};
 use std::collections::BTreeMap;
 
@@ -92,6 +92,7 @@ fn objects(view: &View, page: &mut Page) {
     page.gauge("volumes", "Volumes by phase", tally(volumes));
     let snapshots = view.snapshots.values().map(|held| vec![("phase", held.value.status.phase.to_string())]);
     page.gauge("snapshots", "Snapshots by phase", tally(snapshots));
+    rooms(view, page);
     let images = view.images.values().map(|held| vec![("phase", held.value.status.phase.to_string())]);
     page.gauge("images", "Images by phase", tally(images));
     let attachments = view.attachments.values().map(|held| vec![("phase", held.value.status.phase.to_string())]);
@@ -103,6 +104,11 @@ fn objects(view: &View, page: &mut Page) {
         pools().filter_map(move |pool| Some((labels(pool), bytes(of(pool)?)))).collect::<Vec<_>>()
     };
     page.gauge("pool_capacity_bytes", "What a pool can hold", sizes(|pool| pool.status.capacity));
+    page.gauge(
+        "pool_size_bytes",
+        "How large a pool is now that is extended as it fills up",
+        sizes(|pool| pool.status.size),
+    );
     page.gauge("pool_used_bytes", "What a pool's volumes occupy", sizes(|pool| pool.status.used));
     let promisable = sizes(Pool::promisable);
     page.gauge("pool_promisable_bytes", "What of a pool may be promised in all", promisable);
@@ -115,4 +121,21 @@ fn objects(view: &View, page: &mut Page) {
     let levels = pools().map(|pool| (labels(pool), f64::from(pool.status.level as u8))).collect::<Vec<_>>();
     page.gauge("pool_level", "How full a pool is: 0 ok, 1 high, 2 full, which promises nothing new", levels);
     page.gauge("pool_reserved_bytes", "What a pool's volumes were promised", sizes(|pool| Some(pool.status.reserved)));
+}
+
+/// How full the room of those snapshots is that have room of their own.
+fn rooms(view: &View, page: &mut Page) {
+    let labels = |snapshot: &Snapshot| {
+        vec![("snapshot", snapshot.meta.name.to_string()), ("volume", snapshot.spec.volume_name.to_string())]
+    };
+    let with_room: Vec<(&Snapshot, Fill)> =
+        view.snapshots.values().filter_map(|held| Some((&*held.value, held.value.status.fill?))).collect();
+    let sizes = |of: fn(&Fill) -> ByteSize| {
+        with_room.iter().map(move |(snapshot, fill)| (labels(snapshot), bytes(of(fill)))).collect::<Vec<_>>()
+    };
+    page.gauge("snapshot_room_bytes", "What a snapshot has for changes of its volume", sizes(|fill| fill.room));
+    page.gauge("snapshot_used_bytes", "What of a snapshot's room is used", sizes(|fill| fill.used));
+    let spoilt =
+        with_room.iter().map(|(it, _)| (labels(it), f64::from(u8::from(it.status.spoilt)))).collect::<Vec<_>>();
+    page.gauge("snapshot_spoilt", "1 if more of its volume was changed than it had room for", spoilt);
 }

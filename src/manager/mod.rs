@@ -12,24 +12,37 @@
 mod access;
 mod audit;
 mod authority;
+mod backup;
 mod check;
 mod control;
 mod dispatcher;
 mod draft;
 mod enrollment;
 mod events;
+mod filling;
+mod history;
 mod images;
 mod init;
 mod leader;
 mod member;
 mod metrics;
+mod migrate;
+mod orphans;
 mod plan;
+mod recovering;
+mod recovery;
 mod refusal;
+mod requests;
+mod restore;
 mod serve;
+mod sessions;
+mod standing;
 mod store_config;
+mod stores;
 #[cfg(test)]
 mod tests;
 mod view;
+mod watch;
 mod writer;
 
 pub use init::Manager;
@@ -38,6 +51,19 @@ pub use store_config::{EtcdFiles, Password, StoreConfig};
 
 use member::Member;
 use std::sync::Arc;
+
+/// What `crate::simulation` drives by itself.
+#[cfg(test)]
+pub(crate) mod inside {
+    pub use super::check::{Findings, check_state};
+    pub use super::draft::Draft;
+    pub use super::plan::{
+        LimitChanges, WantedVolume, admit_session, create_pool, create_volume, join_service, limit_volume, mark_down,
+        remove_volume, resize_volume, take_reports,
+    };
+    pub use super::refusal::Refusal;
+    pub use super::view::View;
+}
 
 /// See the module's picture.
 #[derive(Clone)]

@@ -3,6 +3,8 @@
 use super::control::Face;
 use super::init::Manager;
 use super::metrics;
+use super::migrate;
+use super::standing::Standing;
 use super::store_config::StoreConfig;
 use crate::host::directory::FileError;
 use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document};
@@ -15,6 +17,8 @@ use crate::store::StoreError;
 use proto::control_server::ControlServer;
 use proto::dispatcher_server::DispatcherServer;
 use proto::enrollment_server::EnrollmentServer;
+use proto::recovery_server::RecoveryServer;
+use proto::stores_server::StoresServer;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,7 +75,8 @@ pub async fn run(
     let bound = tcp.address().unwrap_or(config.listen);
     // An embedded store that cannot be opened ends the start; an etcd that is away is waited for.
     let store = match config.store {
-        StoreConfig::Embedded => Some(config.store.connect(&dir).await?),
+        StoreConfig::Embedded if !migrate::is_elsewhere(&dir)? => Some(config.store.connect(&dir).await?),
+        StoreConfig::Embedded => None,
         StoreConfig::Etcd { .. } => None,
     };
     let address = advertised(config.advertise.as_deref(), bound);
@@ -112,7 +117,9 @@ async fn serve(manager: Arc<Manager>, listener: Listener, shutdown: Shutdown) ->
     let overdue = shutdown.clone();
     let served = crate::rpc::server()
         .add_service(health)
-        .add_service(ControlServer::new(face.clone()).max_decoding_message_size(MAX_REQUEST))
+        .add_service(Standing::of(&face, ControlServer::new(face.clone()).max_decoding_message_size(MAX_REQUEST)))
+        .add_service(StoresServer::new(face.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(RecoveryServer::new(face.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(EnrollmentServer::new(face.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(DispatcherServer::new(face).max_decoding_message_size(MAX_MESSAGE))
         .serve_with_incoming_shutdown(listener.incoming(), async move { shutdown.requested().await });

@@ -21,7 +21,7 @@ async fn manager(shutdown: &Shutdown, dir: &tempfile::TempDir) -> (Arc<Manager>,
     let manager = Manager::new(dir, address, StoreConfig::Embedded, Some(store), keyring, clock, shutdown.clone());
     manager.clone().bring_up(None).await;
     let (member, created) =
-        manager.init("cluster".parse().unwrap(), ClusterSpec::default(), somebody("near")).await.unwrap();
+        manager.init("cluster".parse().unwrap(), ClusterSpec::default(), false, somebody("near")).await.unwrap();
     assert!(created);
     (manager, member)
 }

@@ -3,8 +3,10 @@
 //! One task applies batches whole, in order; everybody else reads. A read after one's own write waits for that
 //! write's revision with [`ViewHandle::reached`].
 
+mod handle;
 mod stored;
 
+pub use handle::{Sign, ViewHandle};
 pub use stored::Stored;
 
 use crate::model::*;
@@ -12,13 +14,8 @@ use crate::pki::Authority;
 use crate::store::{self, Batch, Entry, Key, Listing, Place, Revision};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
-use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use std::sync::Arc;
 use uuid::Uuid;
-
-/// How long to wait for the watch to show what was committed.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A value and the revision that wrote it.
 #[derive(Clone, Debug)]
@@ -40,6 +37,8 @@ pub struct Touched {
 pub struct View {
     pub revision: Revision,
     pub cluster: Option<Cluster>,
+    /// That wrote the cluster's record.
+    pub cluster_revision: Option<Revision>,
     pub leader: Option<Versioned<ServiceId>>,
     /// With its private keys: never logged, never sent to anybody.
     pub authority: Option<Versioned<Authority>>,
@@ -99,7 +98,12 @@ impl View {
 
     fn put(&mut self, entry: Entry, touched: &mut Touched) {
         let read = match Place::of(&entry.key) {
-            Place::Cluster => decode(&entry).map(|cluster| self.cluster = Some(cluster)),
+            Place::Cluster => decode(&entry).map(|cluster| {
+                self.cluster = Some(cluster);
+                self.cluster_revision = Some(entry.revision);
+                // Every session compares its history with this one, and whether it is being recovered.
+                touched.everybody = true;
+            }),
             Place::Leader => decode(&entry).map(|leader| {
                 self.leader = Some(Versioned { value: Arc::new(leader), revision: entry.revision });
             }),
@@ -124,7 +128,7 @@ impl View {
                 self.names.insert((kind, name), Versioned { value: Arc::new(id), revision: entry.revision });
             }),
             Place::Authority(id) => self.take_authority(id, &entry, touched),
-            Place::Foreign => Ok(()),
+            Place::Filling | Place::Moved | Place::Foreign => Ok(()),
         };
         match read {
             Ok(()) => drop(self.unreadable.remove(&entry.key)),
@@ -165,7 +169,7 @@ impl View {
 
     fn delete(&mut self, key: &Key, touched: &mut Touched) {
         match Place::of(key) {
-            Place::Cluster => self.cluster = None,
+            Place::Cluster => (self.cluster, self.cluster_revision) = (None, None),
             Place::Leader => self.leader = None,
             Place::Service(id) => self.forget::<Service>(id, touched),
             Place::Session(id) => self.forget::<Session>(id, touched),
@@ -182,7 +186,7 @@ impl View {
             }
             Place::Name(kind, name) => drop(self.names.remove(&(kind, name))),
             Place::Authority(_) => self.authority = None,
-            Place::Foreign => {}
+            Place::Filling | Place::Moved | Place::Foreign => {}
         }
         self.unreadable.remove(key);
     }
@@ -228,6 +232,25 @@ impl View {
         self.record.last().copied()
     }
 
+    /// The place of the oldest entry of the record.
+    pub fn first_event(&self) -> Option<Recorded> {
+        self.record.first().copied()
+    }
+
+    /// Which history the state is in.
+    pub fn history(&self) -> History {
+        self.cluster.as_ref().map(|cluster| cluster.history.clone()).unwrap_or_default()
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.cluster.as_ref().map_or(Epoch::FIRST, |cluster| cluster.history.epoch)
+    }
+
+    /// How far the state has come, as far as this view shows.
+    pub fn mark(&self) -> Mark {
+        Mark { epoch: self.epoch(), revision: self.revision.0 }
+    }
+
     /// Whether entries that follow `after` were dropped from the record since this view began.
     pub fn has_dropped_after(&self, after: Recorded) -> bool {
         self.dropped.is_some_and(|dropped| dropped > after)
@@ -244,6 +267,16 @@ impl View {
             matches!(Place::of(key), Place::Pool(_) | Place::Volume(_) | Place::Snapshot(_) | Place::Attachment(_))
         };
         self.unreadable.keys().any(assigned)
+    }
+
+    /// Since when the cluster is being made of what is on disks, if it is.
+    pub fn recovering(&self) -> Option<Timestamp> {
+        self.cluster.as_ref()?.recovering
+    }
+
+    /// Whether what is missing here may be somewhere all the same: then nobody is told to drop it.
+    pub fn withholds(&self) -> bool {
+        self.is_partial() || self.recovering().is_some()
     }
 
     pub fn pools_of(&self, service: ServiceId) -> impl Iterator<Item = &Pool> {
@@ -297,77 +330,6 @@ fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<T, String> {
     serde_json::from_slice(&entry.value).map_err(|error| error.to_string())
 }
 
-/// The view, shared: one task applies, everybody reads, whoever is concerned is woken.
-pub struct ViewHandle {
-    view: RwLock<View>,
-    revision: watch::Sender<Revision>,
-    concerned: Mutex<BTreeMap<ServiceId, Weak<Notify>>>,
-}
-
-impl ViewHandle {
-    pub fn new(view: View) -> Self {
-        let revision = watch::Sender::new(view.revision);
-        Self { view: RwLock::new(view), revision, concerned: Mutex::default() }
-    }
-
-    /// For short looks; never held across an await.
-    pub fn read(&self) -> RwLockReadGuard<'_, View> {
-        self.view.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn apply(&self, batch: Batch) {
-        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        let touched = view.apply(batch);
-        let revision = view.revision;
-        drop(view);
-        self.announce(revision, |service| touched.everybody || touched.services.contains(&service));
-    }
-
-    /// Starts over from a listing, after a gap in the watch.
-    pub fn replace(&self, view: View) {
-        let revision = view.revision;
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
-        self.announce(revision, |_| true);
-    }
-
-    fn announce(&self, revision: Revision, concerns: impl Fn(ServiceId) -> bool) {
-        self.revision.send_replace(revision);
-        let mut concerned = self.concerned.lock().unwrap_or_else(PoisonError::into_inner);
-        concerned.retain(|service, notify| match notify.upgrade() {
-            Some(notify) => {
-                if concerns(*service) {
-                    notify.notify_one();
-                }
-                true
-            }
-            None => false,
-        });
-    }
-
-    /// Told once whenever something that concerns `service` has changed since the last time. One subscriber a service:
-    /// a later one takes over.
-    pub fn subscribe(&self, service: ServiceId) -> Arc<Notify> {
-        let notify = Arc::new(Notify::new());
-        let mut concerned = self.concerned.lock().unwrap_or_else(PoisonError::into_inner);
-        concerned.insert(service, Arc::downgrade(&notify));
-        notify
-    }
-
-    /// Told at every change of anything.
-    pub fn changes(&self) -> watch::Receiver<Revision> {
-        self.revision.subscribe()
-    }
-
-    /// Waits until the view holds everything up to `revision`; false if it does not within [`PATIENCE`], as when the
-    /// store went away right after a commit.
-    #[must_use]
-    pub async fn reached(&self, revision: Revision) -> bool {
-        let mut changes = self.changes();
-        let reached = changes.wait_for(|reached| *reached >= revision);
-        matches!(tokio::time::timeout(PATIENCE, reached).await, Ok(Ok(_)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,6 +355,7 @@ mod tests {
             revert: None,
             shrunk: None,
             image: None,
+            wipe: false,
         };
         Volume::new(meta, spec, vec![replica])
     }

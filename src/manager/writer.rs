@@ -38,6 +38,8 @@ trait Job: Send {
 struct Request<T, P> {
     plan: P,
     planned: Option<Result<T, Refusal>>,
+    /// It was judged on what others of its batch had planned before it.
+    leans: bool,
     reply: oneshot::Sender<Result<T, Refusal>>,
 }
 
@@ -47,6 +49,7 @@ where
     P: FnMut(&mut Draft<'_>) -> Result<T, Refusal> + Send,
 {
     fn plan(&mut self, draft: &mut Draft<'_>) -> bool {
+        self.leans = !draft.is_empty();
         let planned = (self.plan)(draft);
         let kept = planned.is_ok();
         self.planned = Some(planned);
@@ -55,8 +58,9 @@ where
 
     fn answer(self: Box<Self>, batch: Result<(), Refusal>) {
         let outcome = match (batch, self.planned) {
-            // A refusal stands even if the batch failed: it was judged on what the view showed.
-            (_, Some(Err(refusal))) => Err(refusal),
+            // A refusal stands even if the batch failed, where it was judged on what the view showed and on nothing else.
+            (Ok(()), Some(Err(refusal))) => Err(refusal),
+            (Err(_), Some(Err(refusal))) if !self.leans => Err(refusal),
             (Err(refusal), _) => Err(refusal),
             (Ok(()), Some(planned)) => planned,
             (Ok(()), None) => Err(Refusal::Stopping),
@@ -85,7 +89,7 @@ impl Writer {
         plan: impl FnMut(&mut Draft<'_>) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
         let (reply, outcome) = oneshot::channel();
-        let job = Box::new(Request { plan, planned: None, reply });
+        let job = Box::new(Request { plan, planned: None, leans: false, reply });
         self.queue.send(job).await.map_err(|_| Refusal::Stopping)?;
         outcome.await.map_err(|_| Refusal::Stopping)?
     }
@@ -129,12 +133,15 @@ impl Task {
         let mut most = usize::MAX;
         for _ in 0..ATTEMPTS {
             let txn = self.plan(&mut batch, most);
+            let shows = txn.as_ref().is_ok_and(|txn| txn.as_ref().is_some_and(|txn| !txn.ops.is_empty()));
             let outcome = match txn {
                 Ok(None) => return (batch, Ok(())),
                 Ok(Some(txn)) => self.store.commit(txn).await,
                 Err(error) => return (batch, Err(Refusal::Invalid(error.to_string()))),
             };
             match outcome {
+                // What was only compared is as the view shows it.
+                Ok(Commit::Done(_)) if !shows => return (batch, Ok(())),
                 Ok(Commit::Done(revision)) => {
                     tokio::select! {
                         reached = self.view.reached(revision) => if !reached {
@@ -193,5 +200,37 @@ impl Task {
             batch.push(job);
         }
         draft.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::view::View;
+    use crate::model::{Kind, Name, Timestamp};
+
+    /// What somebody is told who wants the name `v`, where somebody else of the batch wants it first, or nobody does, and
+    /// nobody knows whether the batch was committed.
+    fn told_in_doubt(first: bool) -> Refusal {
+        let (view, name) = (View::default(), "v".parse::<Name>().unwrap());
+        let mut draft = Draft::new(&view, Timestamp::EPOCH, EventId::from_bytes([1; 16]));
+        if first {
+            draft.claim(Kind::Volume, &name, "first").unwrap();
+        }
+        let plan = move |draft: &mut Draft<'_>| {
+            draft.claim(Kind::Volume, &name, "second")?;
+            Err::<(), _>(Refusal::NameTaken { kind: Kind::Volume, name: name.clone() })
+        };
+        let (reply, mut outcome) = oneshot::channel();
+        let mut job = Box::new(Request { plan, planned: None, leans: false, reply });
+        assert!(!job.plan(&mut draft));
+        job.answer(Err(Refusal::InDoubt("no answer".into())));
+        outcome.try_recv().unwrap().unwrap_err()
+    }
+
+    #[test]
+    fn a_refusal_for_what_another_of_the_batch_wants_falls_with_the_batch() {
+        assert!(matches!(told_in_doubt(true), Refusal::InDoubt(_)), "nobody may have the name");
+        assert!(matches!(told_in_doubt(false), Refusal::NameTaken { .. }), "this is what the view shows");
     }
 }

@@ -33,7 +33,8 @@ impl World {
     fn new() -> Self {
         let now = Timestamp::from_millis(1_700_000_000_000);
         let meta = Meta::new(ClusterId::from_bytes([9; 16]), "cluster".parse().unwrap(), now);
-        let cluster = Cluster { meta, spec: ClusterSpec::default() };
+        let spec = ClusterSpec::default();
+        let cluster = Cluster { meta, spec, history: Default::default(), recovering: None };
         let mut world = Self { view: View::default(), now };
         let put = Op::Put { key: Key::cluster(), value: serde_json::to_vec(&cluster).unwrap(), lease: None };
         let ops = vec![put, authority::found(&cluster, now).unwrap()];
@@ -77,7 +78,8 @@ impl World {
         let clients = self.view.clients.iter().map(|(id, held)| (Key::client(*id), held.revision));
         let names = self.view.names.iter().map(|((kind, name), held)| (Key::name(*kind, name), held.revision));
         let authority = self.view.authority.iter().map(|held| (Key::authority(held.value.cluster()), held.revision));
-        services.chain(tokens).chain(clients).chain(names).chain(authority).collect()
+        let cluster = self.view.cluster_revision.map(|revision| (Key::cluster(), revision));
+        services.chain(tokens).chain(clients).chain(names).chain(authority).chain(cluster).collect()
     }
 
     fn write<T>(&mut self, plan: impl FnOnce(&mut Draft<'_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
@@ -188,6 +190,23 @@ fn a_token_lets_in_as_many_services_as_it_says_and_no_more() {
     let refusal = text(world.join(&application(3, &key, Some(&proof))));
     assert!(refusal.contains("is used up") && refusal.contains("manager token create"), "{refusal}");
     assert!(world.view.get::<Service>(id(3)).is_none() && world.used(&proof) == 2);
+}
+
+#[test]
+fn a_token_of_before_the_state_was_put_back_lets_nobody_in() {
+    let mut world = World::new();
+    let (proof, key) = (world.token(HOUR, 5), SigningKey::generate().unwrap());
+    let old = world.view.cluster.clone().unwrap();
+    let history = old.history.rewound(Default::default(), world.now, "because".into());
+    let rewound = Cluster { history, ..old };
+    let (_, planned) = world.plan(|draft| enroll(draft, &somebody(), &application(1, &key, Some(&proof)))).unwrap();
+    let put = Op::Put { key: Key::cluster(), value: serde_json::to_vec(&rewound).unwrap(), lease: None };
+    assert!(world.commit(Txn { compares: Vec::new(), ops: vec![put] }));
+    assert!(!world.commit(planned.unwrap()), "a plan of the former history");
+    let refusal = world.join(&application(1, &key, Some(&proof))).unwrap_err().to_string();
+    assert!(refusal.contains("before the state was put back"), "{refusal}");
+    let (fresh, key) = (world.token(HOUR, 1), SigningKey::generate().unwrap());
+    world.join(&application(2, &key, Some(&fresh))).unwrap();
 }
 
 #[test]

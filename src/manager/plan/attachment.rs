@@ -9,9 +9,7 @@ use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::manager::view::View;
-use crate::model::{
-    Attachment, AttachmentId, AttachmentSpec, Author, Client, ClientId, Kind, Meta, Name, ServiceId, Volume,
-};
+use crate::model::{Attachment, AttachmentId, AttachmentSpec, Author, Client, ClientId, Kind, Name, ServiceId, Volume};
 use std::collections::BTreeSet;
 
 /// What a user asks of an attachment.
@@ -60,7 +58,7 @@ pub fn attach_volume(
     let detail = format!("{}, {}", spec.access(), spec.mode());
     let services: BTreeSet<ServiceId> = volume.status.placement.iter().map(|replica| replica.service).collect();
     let name = Name::resembling(&format!("{}.{}", spec.volume_name, spec.client_name), "attachment");
-    let attachment = Attachment::new(Meta::new(id, name, draft.now), spec, services.into_iter().collect());
+    let attachment = Attachment::new(draft.new_meta(id, name), spec, services.into_iter().collect());
     // Both are written, so that whoever attaches or removes them at the same time comes into conflict.
     client.meta.updated_at = draft.now;
     draft.put(client);

@@ -2,11 +2,11 @@
 
 use super::attachment::bury_attachments_of;
 use super::enrollment::{Granted, Request, record_of};
-use super::find;
+use super::{find, look_up};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Author, Client, ClientId, ClientRole, Kind, Meta, Name, Timestamp};
+use crate::model::{Author, Client, ClientId, ClientRole, Kind, Name, Timestamp};
 use crate::pki::{Bearer, Role};
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub fn create_client(
     let present = if *renew { Some(present_client(draft, name, *role)?) } else { None };
     let meta = match &present {
         Some(client) => client.meta.clone(),
-        None => Meta::new(*id, name.clone(), draft.now),
+        None => draft.new_meta(*id, name.clone()),
     };
     let authority = draft.authority()?;
     let bearer = Bearer { cluster: authority.cluster(), role: role_of(*role), id: meta.id.as_uuid() };
@@ -79,7 +79,7 @@ pub fn create_client(
 }
 
 fn present_client(draft: &Draft<'_>, name: &Name, role: ClientRole) -> Result<Client, Refusal> {
-    let client = find::<Client>(draft, name.as_str())?;
+    let client = look_up::<Client>(draft, name.as_str())?;
     if client.meta.is_removed() {
         return Err(Refusal::Removing { kind: Kind::Client, name: name.clone() });
     }

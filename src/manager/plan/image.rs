@@ -9,17 +9,17 @@
 
 mod volumes;
 
-pub(super) use volumes::create_of_image;
+pub(super) use volumes::{create_of_image, redirect};
 
-use super::find;
 use super::pool::listed;
-use super::volume::{named_pool, promise, roomiest_pool};
+use super::volume::{named_pool, promise_volume, roomiest_pool};
+use super::{find, look_up};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
     Attachment, AttachmentId, AttachmentSpec, Author, ByteSize, Client, ClientId, Digest, Image, ImageFormat, ImageId,
-    ImageRole, ImageSpec, ImageTie, Kind, Limits, Meta, Name, Phase, Pool, Replica, SECTOR, Seal, ServiceId, Uploaded,
+    ImageRole, ImageSpec, ImageTie, Kind, Limits, Name, Phase, Pool, Replica, SECTOR, Seal, ServiceId, Uploaded,
     Volume, VolumeId, VolumeSpec,
 };
 
@@ -72,7 +72,7 @@ fn begin(draft: &mut Draft<'_>, author: &Author, wanted: &WantedImage) -> Result
     let pool = place(draft, wanted)?;
     let named = wanted.pool.as_ref().map(|_| pool.meta.id);
     let spec = ImageSpec { size: *size, format: *format, pool: named, upload: 1, sha256: None };
-    let image = Image::new(Meta::new(*id, name.clone(), draft.now), spec, *base);
+    let image = Image::new(draft.new_meta(*id, name.clone()), spec, *base);
     let detail = format!("{size}, from {format}, in pool '{}'", pool.meta.name);
     let volume = add_base(draft, &image, *base, pool, ImageRole::Upload { upload: 1 })?;
     admit_writer(draft, &volume, wanted.writer);
@@ -122,7 +122,7 @@ fn go_on(
     let volume = match image.status.bases.first().and_then(|id| draft.get::<Volume>(*id)).cloned() {
         Some(mut base) => {
             if let Some(reference) = &wanted.pool
-                && !base.is_in(find::<Pool>(draft, reference)?.meta.id)
+                && !base.is_in(look_up::<Pool>(draft, reference)?.meta.id)
             {
                 return Err(Refusal::Precondition(format!(
                     "image '{name}' was begun in another pool: go on without --pool, or remove it first"
@@ -158,12 +158,21 @@ fn add_base(
     let size = disk_size(image.spec.size)?;
     let name = Name::resembling(&format!("image-{id}"), "image");
     draft.claim(Kind::Volume, &name, id)?;
-    promise(&mut pool, size)?;
+    let promised = promise_volume(&mut pool, size, ByteSize::ZERO)?;
     let replica = Replica { pool: pool.meta.id, service: pool.spec.service };
     let tie = Some(Box::new(ImageTie { image: image.meta.id, role }));
-    let spec =
-        VolumeSpec { size, pool: None, limits: Limits::NONE, source: None, revert: None, shrunk: None, image: tie };
-    let volume = Volume::new(Meta::new(id, name, draft.now), spec, vec![replica]);
+    let spec = VolumeSpec {
+        size,
+        pool: None,
+        limits: Limits::NONE,
+        source: None,
+        revert: None,
+        shrunk: None,
+        image: tie,
+        wipe: false,
+    };
+    let mut volume = Volume::new(draft.new_meta(id, name), spec, vec![replica]);
+    volume.status.promised = Some(promised);
     draft.put(pool);
     draft.put(volume.clone());
     Ok(volume)
@@ -190,13 +199,13 @@ fn admit_writer(draft: &mut Draft<'_>, base: &Volume, writer: Option<(ClientId, 
             shared: true,
         };
         let services = base.status.placement.iter().map(|replica| replica.service).collect();
-        draft.put(Attachment::new(Meta::new(id, name, draft.now), spec, services));
+        draft.put(Attachment::new(draft.new_meta(id, name), spec, services));
     }
 }
 
 /// The image that an attempt to import it speaks of.
 fn imported(draft: &Draft<'_>, reference: &str, upload: u64) -> Result<Image, Refusal> {
-    let image = find::<Image>(draft, reference)?;
+    let image = look_up::<Image>(draft, reference)?;
     let name = image.meta.name.clone();
     if image.meta.is_removed() {
         return Err(Refusal::Removing { kind: Kind::Image, name });

@@ -4,9 +4,13 @@
 mod access_tests;
 mod attachment;
 mod authority;
+mod carry;
 mod client;
+mod drain;
 mod enrollment;
 mod image;
+mod loss;
+mod orphan;
 mod pool;
 mod record;
 mod report;
@@ -19,11 +23,17 @@ mod volume;
 
 pub use attachment::{Access, attach_volume, detach_volume, resolve_attachment};
 pub use authority::{advance_rotation, progress, record_certificate, rotate_authority};
+pub use carry::{carry_over, has_to_carry};
 pub use client::{Commission, create_client, purge_client, remove_client};
+pub use drain::{drain_service, remnants};
 pub use enrollment::{
     Application, Granted, Renewal, Request, Standing, enroll, hosts, lifetime, record_of, renew_service,
 };
 pub use image::{WantedImage, import_image, record_upload, remove_image, seal_image};
+pub use loss::{close_lost, loss_of};
+pub use orphan::{
+    Adopted, Adoption, Sighting, adopt_pool, adopt_snapshot, adopt_some, adopt_volume, orphans, purge_orphan,
+};
 pub use pool::{create_pool, extend_pool, remove_pool, set_pool};
 pub use record::{PRUNED_AT_ONCE, prune_events};
 pub use report::take_reports;
@@ -80,8 +90,19 @@ impl Named for Token {
     const KIND: Kind = Kind::Token;
 }
 
-/// The object that a user means by an id or a name.
-fn find<T: Named>(draft: &Draft<'_>, reference: &str) -> Result<T, Refusal>
+/// The object that a user means by an id or a name. What is planned about it holds only as long as it stays as it was found,
+/// also where that is to change nothing: another manager may have changed it meanwhile.
+fn find<T: Named>(draft: &mut Draft<'_>, reference: &str) -> Result<T, Refusal>
+where
+    T::Id: FromStr,
+{
+    let found = look_up::<T>(draft, reference)?;
+    draft.guard::<T>(found.id());
+    Ok(found)
+}
+
+/// The same, for those who look at it and promise nothing by it.
+fn look_up<T: Named>(draft: &Draft<'_>, reference: &str) -> Result<T, Refusal>
 where
     T::Id: FromStr,
 {

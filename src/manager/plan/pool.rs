@@ -1,13 +1,14 @@
 //! Pools.
 
+use super::drain::admits;
 use super::image::{images_of, is_spare};
 use super::{find, find_block_service};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, Devices, Driver, Kind, Meta, Name, Phase, Pool, PoolId, PoolRules, PoolSpec, Service, ServiceId, Snapshot,
-    Volume,
+    Author, ByteSize, Devices, Driver, Kind, Name, Phase, Pool, PoolId, PoolRules, PoolSpec, Service, ServiceId,
+    Snapshot, Volume,
 };
 use crate::rpc::proto;
 use std::path::PathBuf;
@@ -47,7 +48,8 @@ impl RuleChanges {
     }
 }
 
-/// Changes how a pool's space is promised. What has been promised stays so.
+/// Changes how a pool's space is promised, and how large a thin pool may become (within: none, all that its devices hold;
+/// absent, as it is). What has been promised stays so.
 ///
 /// # Errors
 /// If there is no such pool, it is being removed, or the rules make no sense.
@@ -56,6 +58,7 @@ pub fn set_pool(
     author: &Author,
     reference: &str,
     changes: RuleChanges,
+    ceiling: Option<Option<ByteSize>>,
 ) -> Result<Pool, Refusal> {
     let mut pool = find::<Pool>(draft, reference)?;
     let name = pool.meta.name.clone();
@@ -69,7 +72,44 @@ pub fn set_pool(
         let detail = format!("{rules} (were: {old})");
         audit(draft, author, "pool.set", Kind::Pool, pool.meta.id, &name, Some(detail));
     }
+    if let Some(ceiling) = ceiling
+        && let Some(old) = raise(&mut pool, ceiling)?
+    {
+        pool.meta.touch(draft.now);
+        pool.status.phase = Phase::Pending;
+        draft.put(pool.clone());
+        let said = |ceiling: Option<ByteSize>| ceiling.map_or_else(|| "none".to_owned(), |size| size.to_string());
+        let detail = format!("ceiling: {} (was: {})", said(ceiling), said(old));
+        audit(draft, author, "pool.set", Kind::Pool, pool.meta.id, &name, Some(detail));
+    }
     Ok(pool)
+}
+
+/// Gives a thin pool another ceiling; the old one, if that was another.
+///
+/// # Errors
+/// If it is no thin pool, or larger already: thin pools do not shrink.
+fn raise(pool: &mut Pool, ceiling: Option<ByteSize>) -> Result<Option<Option<ByteSize>>, Refusal> {
+    let name = &pool.meta.name;
+    let present = pool.status.size.or(pool.status.capacity);
+    let Driver::LvmThin(devices) = &mut pool.spec.driver else {
+        return Err(Refusal::Invalid(format!(
+            "pool '{name}' is of driver {}: only one of driver lvm-thin is extended as it fills up",
+            pool.spec.driver
+        )));
+    };
+    if devices.ceiling == ceiling {
+        return Ok(None);
+    }
+    if let (Some(ceiling), Some(present)) = (ceiling, present)
+        && ceiling < present
+    {
+        return Err(Refusal::Precondition(format!(
+            "pool '{name}' has {present} already, and thin pools do not shrink: a ceiling of {ceiling} is too low"
+        )));
+    }
+    let old = std::mem::replace(&mut devices.ceiling, ceiling);
+    pool.spec.driver.fault().map_or(Ok(Some(old)), |fault| Err(Refusal::Invalid(fault)))
 }
 
 /// A new pool on a block service (by id or host name; none: the only one).
@@ -86,6 +126,7 @@ pub fn create_pool(
     rules: RuleChanges,
 ) -> Result<Pool, Refusal> {
     let service = find_block_service(draft.view(), service)?;
+    admits(draft, service.meta.id)?;
     let rules = rules.applied_to(PoolRules::default(), driver)?;
     if matches!(driver, Driver::File { limit: Some(limit), .. } if limit.as_u64() == 0) {
         return Err(Refusal::Invalid("a pool's limit must not be zero".into()));
@@ -94,8 +135,8 @@ pub fn create_pool(
     check_free(draft, service.meta.id, driver)?;
     // A service that is removed meanwhile must not end up with a pool.
     draft.guard::<Service>(service.meta.id);
-    let spec = PoolSpec { service: service.meta.id, driver: driver.clone(), rules };
-    let pool = Pool::new(Meta::new(id, name.clone(), draft.now), spec);
+    let spec = PoolSpec { service: service.meta.id, driver: driver.clone(), rules, formerly: None };
+    let pool = Pool::new(draft.new_meta(id, name.clone()), spec);
     draft.put(pool.clone());
     let detail = format!("{} at {} on service {}", pool.spec.driver, driver.place(), service.meta.id);
     audit(draft, author, "pool.create", Kind::Pool, id, name, Some(detail));
@@ -118,7 +159,7 @@ pub fn extend_pool(
     if pool.meta.is_removed() {
         return Err(Refusal::Removing { kind: Kind::Pool, name });
     }
-    let added = Driver::Lvm(more.clone());
+    let added = Driver::Lvm(Devices { ceiling: None, ..more.clone() });
     if let Some(fault) = added.fault().filter(|_| cancel.is_empty() || *more != Devices::default()) {
         return Err(Refusal::Invalid(fault));
     }
@@ -146,7 +187,7 @@ pub fn extend_pool(
 }
 
 /// Sees to it that no other pool of the service is where this one is to be.
-fn check_free(draft: &Draft<'_>, service: ServiceId, wanted: &Driver) -> Result<(), Refusal> {
+pub(super) fn check_free(draft: &Draft<'_>, service: ServiceId, wanted: &Driver) -> Result<(), Refusal> {
     let taken = |pool: &Pool| match (wanted, &pool.spec.driver) {
         (Driver::File { path, .. }, Driver::File { path: other, .. }) => (path == other).then(|| path.clone()),
         (wanted, other) => {

@@ -1,15 +1,12 @@
 //! Membership.
 
-use super::image::{follow_service, images_of};
+use super::image::{follow_service, images_of, redirect};
+use super::loss::Held;
 use super::pool::listed;
-use super::snapshot::forget_snapshot;
-use super::volume::forget_volume;
 use crate::manager::audit::{audit, of_service};
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{
-    Attachment, Author, Kind, Pool, Service, ServiceId, ServiceState, Session, Snapshot, Timestamp, Volume,
-};
+use crate::model::{Author, Kind, Pool, Service, ServiceId, ServiceState, Session, Timestamp, Volume};
 use crate::session::Greeting;
 use crate::store::LeaseId;
 
@@ -104,12 +101,8 @@ pub(super) fn audit_service(
     audit(draft, author, action, Kind::Service, service.meta.id, &service.status.host_name, detail);
 }
 
-/// How many attachments, snapshots, pools and volumes of a lost service are closed in one transaction: each may take four
-/// operations of it (record, name, the pool's record, the image's), and the service itself with its session and the entry in the
-/// record of changes three more.
-const CLOSED_AT_ONCE: usize = 30;
-
-/// Takes a service out. With `lost`, attachments, volumes and pools on it are closed first, a part at a time: the answer
+/// Takes a service out. With `lost`, what others fetch from it is fetched elsewhere from then on, if there is such a place;
+/// and attachments, volumes and pools on it are closed first, a part at a time: the answer
 /// is none while there is more to close, and this is to be called again.
 ///
 /// # Errors
@@ -160,9 +153,10 @@ pub fn remove_service(
             held.join(" and ")
         )));
     }
-    let attachments: Vec<Attachment> = draft.all::<Attachment>().filter(|held| held.is_on(id)).cloned().collect();
-    let snapshots: Vec<Snapshot> = draft.all::<Snapshot>().filter(|snapshot| snapshot.is_on(id)).cloned().collect();
-    let held = Held { attachments, snapshots, volumes, pools };
+    if redirect(draft, id) > 0 {
+        return Ok(None);
+    }
+    let held = Held::of_service(draft, id);
     let closed = held.close(draft);
     if closed < held.count() {
         let detail = format!("{closed} objects of a lost service are closed: {}", held.names());
@@ -179,50 +173,4 @@ pub fn remove_service(
         draft.delete::<Session>(id);
     }
     Ok(Some(service))
-}
-
-/// What a service holds, in the order in which it is closed: what refers to another object goes before it.
-struct Held {
-    attachments: Vec<Attachment>,
-    snapshots: Vec<Snapshot>,
-    volumes: Vec<Volume>,
-    pools: Vec<Pool>,
-}
-
-impl Held {
-    fn count(&self) -> usize {
-        self.attachments.len() + self.snapshots.len() + self.volumes.len() + self.pools.len()
-    }
-
-    /// Forgets as much as fits; says how many objects that were.
-    fn close(&self, draft: &mut Draft<'_>) -> usize {
-        let mut room = CLOSED_AT_ONCE;
-        for held in self.attachments.iter().take(room) {
-            draft.delete::<Attachment>(held.meta.id);
-        }
-        room = room.saturating_sub(self.attachments.len());
-        for snapshot in self.snapshots.iter().take(room) {
-            forget_snapshot(draft, snapshot);
-        }
-        room = room.saturating_sub(self.snapshots.len());
-        for volume in self.volumes.iter().take(room) {
-            forget_volume(draft, volume);
-        }
-        room = room.saturating_sub(self.volumes.len());
-        for pool in self.pools.iter().take(room) {
-            draft.release(Kind::Pool, &pool.meta.name);
-            draft.delete::<Pool>(pool.meta.id);
-        }
-        CLOSED_AT_ONCE.min(self.count())
-    }
-
-    /// What is closed first, all of it: nothing else remembers it.
-    fn names(&self) -> String {
-        let attachments = self.attachments.iter().map(|held| format!("attachment {}", held.label()));
-        let snapshots = self.snapshots.iter().map(|snapshot| format!("snapshot {}", snapshot.meta.name));
-        let volumes = self.volumes.iter().map(|volume| format!("volume {}", volume.meta.name));
-        let pools = self.pools.iter().map(|pool| format!("pool {}", pool.meta.name));
-        let all = attachments.chain(snapshots).chain(volumes).chain(pools);
-        all.take(CLOSED_AT_ONCE).collect::<Vec<_>>().join(", ")
-    }
 }

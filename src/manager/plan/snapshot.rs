@@ -4,13 +4,14 @@
 //! into conflict.
 
 use super::attachment::know_all_attachments;
-use super::find;
 use super::volume::{detached, pool_of, promise};
+use super::{find, look_up};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, Kind, Meta, Name, Phase, Pool, Revert, Snapshot, SnapshotId, SnapshotMember, SnapshotSpec, Source, Volume,
+    Author, ByteSize, Kind, Name, Phase, Pool, Revert, Room, Snapshot, SnapshotId, SnapshotMember, SnapshotSpec,
+    Source, Volume,
 };
 use std::collections::BTreeSet;
 
@@ -26,14 +27,17 @@ pub struct WantedSnapshot {
     pub volume: String,
 }
 
-/// Snapshots that are all taken at the same instant, their space promised.
+/// Snapshots that are all taken at the same instant, their space promised: in pools of the driver `lvm` the room for
+/// changes that the words ask for, or what is usual.
 ///
 /// # Errors
-/// If a name is taken, a volume is not ready, or the volumes are on different services: then none is made.
+/// If a name is taken, a volume is not ready, the volumes are on different services, or room is asked for where snapshots
+/// have none of their own: then none is made.
 pub fn create_snapshots(
     draft: &mut Draft<'_>,
     author: &Author,
     wanted: &[WantedSnapshot],
+    room: Option<Room>,
 ) -> Result<Vec<Snapshot>, Refusal> {
     if wanted.is_empty() || wanted.len() > MOST_AT_ONCE {
         let text =
@@ -56,21 +60,29 @@ pub fn create_snapshots(
                 .into(),
         ));
     }
-    let set = set_of(wanted, &volumes);
+    if let Some(fault) = room.and_then(Room::fault) {
+        return Err(Refusal::Invalid(fault));
+    }
+    let set = set_of(draft, wanted, &volumes, room)?;
     let mut made = Vec::new();
     for (WantedSnapshot { id, name, .. }, mut volume) in wanted.iter().zip(volumes) {
         draft.claim(Kind::Snapshot, name, id)?;
-        let size = volume.spec.size;
+        let (mut promised, mut fitted) = (volume.spec.size, None);
         for replica in &volume.status.placement {
             let mut pool = pool_of(draft, replica.pool)?;
+            fitted = fit_room(&pool, room, &volume)?;
             fit_pool(&pool)?;
-            promise(&mut pool, size)?;
+            promised = fitted.unwrap_or(volume.spec.size);
+            promise(&mut pool, promised)?;
             draft.put(pool);
         }
-        let spec = SnapshotSpec { volume: volume.meta.id, volume_name: volume.meta.name.clone(), set: set.clone() };
+        let (of, volume_name) = (volume.meta.id, volume.meta.name.clone());
+        let spec = SnapshotSpec { volume: of, volume_name, set: set.clone(), room };
         let placement = volume.status.placement.clone();
-        let snapshot = Snapshot::new(Meta::new(*id, name.clone(), draft.now), spec, placement, size);
-        let detail = format!("of volume '{}'", volume.meta.name);
+        let mut snapshot = Snapshot::new(draft.new_meta(*id, name.clone()), spec, placement, promised);
+        snapshot.status.room = fitted;
+        let with = fitted.map(|room| format!(", with {room} for changes")).unwrap_or_default();
+        let detail = format!("of volume '{}'{with}", volume.meta.name);
         volume.meta.updated_at = draft.now;
         draft.put(volume);
         draft.put(snapshot.clone());
@@ -81,19 +93,44 @@ pub fn create_snapshots(
 }
 
 /// All that are taken at one instant; one alone needs no list.
-fn set_of(wanted: &[WantedSnapshot], volumes: &[Volume]) -> Vec<SnapshotMember> {
-    let member = |(one, volume): (&WantedSnapshot, &Volume)| {
-        let replica = volume.status.placement.first()?;
+fn set_of(
+    draft: &Draft<'_>,
+    wanted: &[WantedSnapshot],
+    volumes: &[Volume],
+    room: Option<Room>,
+) -> Result<Vec<SnapshotMember>, Refusal> {
+    let mut set = Vec::new();
+    if wanted.len() == 1 {
+        return Ok(set);
+    }
+    for (one, volume) in wanted.iter().zip(volumes) {
+        let Some(replica) = volume.status.placement.first() else { continue };
+        let room = fit_room(&pool_of(draft, replica.pool)?, room, volume)?;
         let (snapshot, name) = (one.id, one.name.clone());
-        Some(SnapshotMember { snapshot, name, volume: volume.meta.id, pool: replica.pool })
-    };
-    let alone = wanted.len() == 1;
-    wanted.iter().zip(volumes).filter(|_| !alone).filter_map(member).collect()
+        set.push(SnapshotMember { snapshot, name, volume: volume.meta.id, pool: replica.pool, room });
+    }
+    Ok(set)
+}
+
+/// What a snapshot of the volume has for changes; none where it takes its space as they come.
+///
+/// # Errors
+/// If room is asked for there.
+fn fit_room(pool: &Pool, words: Option<Room>, volume: &Volume) -> Result<Option<ByteSize>, Refusal> {
+    let room = pool.room(words, volume.spec.size);
+    if let (None, Some(words)) = (room, words) {
+        return Err(Refusal::Invalid(format!(
+            "pool '{}' is of driver {}, where a snapshot takes space as its volume changes: a room of {words} can be set aside \
+             only in pools of driver lvm",
+            pool.meta.name, pool.spec.driver
+        )));
+    }
+    Ok(room)
 }
 
 /// A volume that has bytes and is not going.
 fn usable(draft: &Draft<'_>, reference: &str) -> Result<Volume, Refusal> {
-    let volume = find::<Volume>(draft, reference)?;
+    let volume = look_up::<Volume>(draft, reference)?;
     let name = volume.meta.name.clone();
     if volume.meta.is_removed() {
         return Err(Refusal::Removing { kind: Kind::Volume, name });
@@ -196,6 +233,13 @@ pub(super) fn fit_source(snapshot: &Snapshot) -> Result<(), Refusal> {
     let name = snapshot.meta.name.clone();
     if snapshot.meta.is_removed() {
         return Err(Refusal::Removing { kind: Kind::Snapshot, name });
+    }
+    if snapshot.status.spoilt {
+        return Err(Refusal::Precondition(format!(
+            "snapshot '{name}' is spoilt: more of volume '{}' was changed than it had room for; remove it with `symphony ctl \
+             snapshot remove {name}`",
+            snapshot.spec.volume_name
+        )));
     }
     if !snapshot.is_taken() {
         return Err(Refusal::Precondition(format!(

@@ -9,11 +9,14 @@ use crate::store::{self, Batch, Entry, LeaseId, Op, Revision};
 use proptest::prelude::*;
 
 mod attachments;
+mod carry;
 mod devices;
 mod images;
 mod limits;
+mod orphans;
 mod pools;
 mod record;
+mod rooms;
 mod snapshots;
 
 const NOW: Timestamp = Timestamp::EPOCH;
@@ -54,7 +57,7 @@ impl World {
         let mut world = Self::default();
         let service = Service {
             meta: Meta::new(service_id(), "host".parse().unwrap(), NOW),
-            spec: ServiceSpec { service_type: ServiceType::Block, labels: Default::default() },
+            spec: ServiceSpec { service_type: ServiceType::Block, labels: Default::default(), draining: None },
             status: ServiceStatus {
                 state: ServiceState::Joined,
                 since: NOW,
@@ -79,6 +82,7 @@ impl World {
             host_name: "host".into(),
             addresses: Addresses::default(),
             version: "0".into(),
+            mark: Mark::default(),
         };
         self.write(|draft| admit_session(draft, &session, &greeting, LeaseId(1))).unwrap();
     }
@@ -96,7 +100,7 @@ impl World {
         let mut draft = Draft::new(&self.view, NOW, first_event(revision));
         let outcome = plan(&mut draft)?;
         assert!(draft.weight() <= crate::store::MAX_TXN_OPS, "{}", draft.weight());
-        if let Some(txn) = draft.finish().unwrap() {
+        if let Some(txn) = draft.finish().unwrap().filter(|txn| !txn.ops.is_empty()) {
             let events = txn.ops.into_iter().map(|op| match op {
                 Op::Put { key, value, lease } => store::Event::Put(Entry { key, value, revision, lease }),
                 Op::Delete { key } => store::Event::Delete(key),
@@ -124,12 +128,9 @@ impl World {
 
     fn report_pool(&mut self, pool: &Pool, capacity: Observed<u64>) {
         let capacity = match capacity {
-            Observed::Known(mib) => Observed::Known(PoolCapacity {
-                capacity: ByteSize::mib(mib),
-                used: ByteSize::ZERO,
-                metadata: None,
-                copies: true,
-            }),
+            Observed::Known(mib) => {
+                Observed::Known(PoolCapacity { capacity: ByteSize::mib(mib), copies: true, ..PoolCapacity::default() })
+            }
             Observed::Absent => Observed::Absent,
             Observed::Unknown => Observed::Unknown,
         };
@@ -148,6 +149,7 @@ impl World {
             id: volume.meta.id,
             generation: volume.meta.generation,
             volume: Observed::Absent,
+            progress: None,
             failure: None,
         };
         self.write(|draft| take_reports(draft, service_id(), session_id(), &[Report::Volume(report.clone())])).unwrap();
@@ -159,7 +161,7 @@ impl World {
             let inside = self.view.volumes.values().filter(|volume| volume.value.is_in(pool.value.meta.id));
             let kept = self.view.snapshots.values().filter(|snapshot| snapshot.value.is_in(pool.value.meta.id));
             let promised = kept.map(|snapshot| snapshot.value.status.promised);
-            let sum: ByteSize = inside.map(|volume| volume.value.spec.size).chain(promised).sum();
+            let sum: ByteSize = inside.map(|volume| volume.value.promised()).chain(promised).sum();
             assert_eq!(sum, pool.value.status.reserved);
             assert!(pool.value.promisable().is_none_or(|promisable| sum <= promisable), "overcommitted");
         }
@@ -195,7 +197,7 @@ fn a_name_is_taken_until_its_volume_is_gone() {
     world.pool("p", 10);
     let volume = world.volume("v", 1, None).unwrap();
     assert!(matches!(world.volume("v", 1, None), Err(Refusal::NameTaken { .. })));
-    let buried = world.write(|draft| remove_volume(draft, &somebody(), "v")).unwrap();
+    let buried = world.write(|draft| remove_volume(draft, &somebody(), "v", None)).unwrap();
     assert!(matches!(world.volume("v", 1, None), Err(Refusal::NameTaken { .. })));
     world.report_gone(&volume);
     assert!(world.view.get::<Volume>(volume.meta.id).is_some(), "a report on an older generation proves nothing");
@@ -222,9 +224,8 @@ fn a_report_on_what_another_service_holds_is_refused_whole() {
         generation: pool.meta.generation,
         capacity: Observed::Known(PoolCapacity {
             capacity: ByteSize::mib(999),
-            used: ByteSize::ZERO,
-            metadata: None,
             copies: true,
+            ..PoolCapacity::default()
         }),
         failure: None,
     };
@@ -357,7 +358,7 @@ proptest! {
                     let name = format!("v{name}");
                     world.write(|draft| resize_volume(draft, &somebody(), &name, ByteSize::mib(size), false)).is_err()
                 }
-                Deed::Remove(name) => world.write(|draft| remove_volume(draft, &somebody(), &format!("v{name}"))).is_err(),
+                Deed::Remove(name) => world.write(|draft| remove_volume(draft, &somebody(), &format!("v{name}"), None)).is_err(),
                 Deed::Gone(name) => {
                     let buried = world.view.volumes.values().map(|volume| (*volume.value).clone());
                     let buried: Vec<Volume> = buried

@@ -4,7 +4,7 @@ use super::find;
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Author, Kind, Meta, Name, ServiceType, Timestamp, Token, TokenId, TokenSpec, TokenStatus};
+use crate::model::{Author, Generation, Kind, Name, ServiceType, Timestamp, Token, TokenId, TokenSpec, TokenStatus};
 use crate::pki::{Secret, SecretHash};
 use crate::rpc::TokenProof;
 use std::time::Duration;
@@ -49,7 +49,7 @@ pub fn create_token(
     let name = token_name(id);
     draft.claim(Kind::Token, &name, id)?;
     let token = Token {
-        meta: Meta::new(id, name, draft.now),
+        meta: draft.new_meta(id, name),
         spec: TokenSpec { service_type, expires_at: later(draft.now, ttl), uses },
         status: TokenStatus { used: 0, secret_hash: Some(String::from(hash.clone())) },
     };
@@ -99,6 +99,10 @@ pub fn use_token(draft: &mut Draft<'_>, proof: &TokenProof, service_type: Servic
     };
     if let Some(fault) = token.fault(draft.now) {
         return Err(Refusal::Denied(format!("the join token {fault}: {HOW}")));
+    }
+    // Nobody knows any more how often it was used, or whether it was revoked.
+    if token.meta.generation < Generation::floor(draft.view().history().floor()) {
+        return Err(Refusal::Denied(format!("the join token is of before the state was put back in time: {HOW}")));
     }
     if token.spec.service_type != service_type {
         let wanted = token.spec.service_type;

@@ -1,15 +1,16 @@
 //! Volumes: placement, and the space that pools promise.
 
 use super::attachment::{clients, know_all_attachments};
-use super::find;
+use super::drain::admits;
 use super::image::{create_of_image, forget_base};
 use super::pool::listed;
 use super::snapshot::{fit_pool, fit_source};
+use super::{find, look_up};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, ByteSize, Kind, Level, Limits, Meta, Name, Phase, Pool, PoolId, Replica, Revert, Service, ServiceState,
+    Author, ByteSize, Driver, Kind, Level, Limits, Name, Phase, Pool, PoolId, Replica, Revert, Service, ServiceState,
     Snapshot, Source, Volume, VolumeId, VolumeSpec,
 };
 
@@ -87,12 +88,18 @@ pub fn create_volume(
             copyable.text, pool_record.meta.name
         )));
     }
-    promise(&mut pool_record, size)?;
+    let making = match &copyable {
+        Some(Copyable { source: Source::Volume(_), size, .. }) => pool_record.room(None, *size).unwrap_or_default(),
+        _ => ByteSize::ZERO,
+    };
+    let promised = promise_volume(&mut pool_record, size, making)?;
     let replica = Replica { pool: pool_record.meta.id, service: pool_record.spec.service };
     let source = copyable.as_ref().map(|copyable| copyable.source);
     let pool = pool.as_ref().map(|_| pool_record.meta.id);
-    let spec = VolumeSpec { size, pool, limits: Limits::NONE, source, revert: None, shrunk: None, image: None };
-    let volume = Volume::new(Meta::new(id, name.clone(), draft.now), spec, vec![replica]);
+    let spec =
+        VolumeSpec { size, pool, limits: Limits::NONE, source, revert: None, shrunk: None, image: None, wipe: false };
+    let mut volume = Volume::new(draft.new_meta(id, name.clone()), spec, vec![replica]);
+    volume.status.promised = Some(promised);
     let of = copyable.map(|copyable| format!(", a copy of {}", copyable.text)).unwrap_or_default();
     let detail = format!("{size} in pool '{}'{of}", pool_record.meta.name);
     draft.put(pool_record);
@@ -191,10 +198,14 @@ pub fn resize_volume(
                 pool.spec.driver
             )));
         }
-        match size < old {
-            true => pool.status.reserved = pool.status.reserved.saturating_sub(old.saturating_sub(size)),
-            false => promise(&mut pool, size.saturating_sub(old))?,
+        // What its making takes beside it, if it has not been made yet, stays.
+        let (held, making) = (volume.promised(), volume.promised().saturating_sub(pool.takes(old)));
+        let wanted = pool.takes(size).saturating_add(making);
+        match wanted < held {
+            true => pool.status.reserved = pool.status.reserved.saturating_sub(held.saturating_sub(wanted)),
+            false => promise(&mut pool, wanted.saturating_sub(held))?,
         }
+        volume.status.promised = Some(wanted);
         draft.put(pool);
     }
     volume.spec.size = size;
@@ -265,13 +276,23 @@ pub fn limit_volume(
     Ok(volume)
 }
 
-/// Sets a volume's tombstone: from here on its data is lost.
+/// Sets a volume's tombstone: from here on its data is lost. With `wipe` its bytes are overwritten before their space is
+/// given back; `Some(false)` gives up on that where it was asked for before.
 ///
 /// # Errors
-/// If there is no such volume, somebody is attached to it, or snapshots or copies depend on it: they are named.
-pub fn remove_volume(draft: &mut Draft<'_>, author: &Author, reference: &str) -> Result<Volume, Refusal> {
+/// If there is no such volume, somebody is attached to it, or snapshots or copies depend on it: they are named. If it
+/// cannot be wiped, or its removal has begun without that.
+pub fn remove_volume(
+    draft: &mut Draft<'_>,
+    author: &Author,
+    reference: &str,
+    wipe: Option<bool>,
+) -> Result<Volume, Refusal> {
     let mut volume = find::<Volume>(draft, reference)?;
     let name = volume.meta.name.clone();
+    if wipe == Some(true) && !volume.spec.wipe {
+        check_wipe(draft, &volume)?;
+    }
     if !volume.meta.is_removed() {
         know_all_attachments(draft)?;
         detached(draft, &volume)?;
@@ -294,10 +315,48 @@ pub fn remove_volume(draft: &mut Draft<'_>, author: &Author, reference: &str) ->
         }
     }
     if volume.bury(draft.now) {
+        volume.spec.wipe = wipe.unwrap_or_default();
         draft.put(volume.clone());
-        audit(draft, author, "volume.remove", Kind::Volume, volume.meta.id, &name, None);
+        let detail = volume.spec.wipe.then(|| "its bytes are overwritten first".to_owned());
+        audit(draft, author, "volume.remove", Kind::Volume, volume.meta.id, &name, detail);
+    } else if wipe == Some(false) && volume.spec.wipe {
+        volume.spec.wipe = false;
+        volume.meta.touch(draft.now);
+        (volume.status.message, volume.status.progress) = (None, None);
+        draft.put(volume.clone());
+        let detail = Some("its bytes are overwritten no longer".to_owned());
+        audit(draft, author, "volume.remove", Kind::Volume, volume.meta.id, &name, detail);
     }
     Ok(volume)
+}
+
+/// # Errors
+/// If overwriting the volume's bytes would not overwrite what the disks hold of them, or it is too late.
+fn check_wipe(draft: &Draft<'_>, volume: &Volume) -> Result<(), Refusal> {
+    let name = &volume.meta.name;
+    if volume.meta.is_removed() {
+        return Err(Refusal::Precondition(format!(
+            "the removal of volume '{name}' has begun without overwriting it: its space may have been given back already"
+        )));
+    }
+    for replica in &volume.status.placement {
+        let pool = pool_of(draft, replica.pool)?;
+        let why = match pool.spec.driver {
+            Driver::Lvm(_) => continue,
+            Driver::LvmThin(_) => {
+                "a thin pool gives each write of a shared chunk another place, discards what is removed, and zeroes what it \
+                 gives to another volume"
+            }
+            Driver::File { .. } => {
+                "a file system may write elsewhere and leave what was there, and share it with snapshots and copies"
+            }
+        };
+        return Err(Refusal::Precondition(format!(
+            "volume '{name}' is in pool '{}' of driver {}, where overwriting promises nothing: {why}; remove it without --wipe",
+            pool.meta.name, pool.spec.driver
+        )));
+    }
+    Ok(())
 }
 
 /// # Errors
@@ -318,7 +377,7 @@ pub(super) fn detached(draft: &Draft<'_>, volume: &Volume) -> Result<(), Refusal
 pub(super) fn forget_volume(draft: &mut Draft<'_>, volume: &Volume) {
     for replica in &volume.status.placement {
         if let Some(mut pool) = draft.get::<Pool>(replica.pool).cloned() {
-            pool.status.reserved = pool.status.reserved.saturating_sub(volume.spec.size);
+            pool.status.reserved = pool.status.reserved.saturating_sub(volume.promised());
             draft.put(pool);
         }
     }
@@ -337,18 +396,19 @@ pub(super) fn pool_of(draft: &Draft<'_>, id: PoolId) -> Result<Pool, Refusal> {
 }
 
 pub(super) fn named_pool(draft: &Draft<'_>, reference: &str, size: ByteSize) -> Result<Pool, Refusal> {
-    let pool = find::<Pool>(draft, reference)?;
+    let pool = look_up::<Pool>(draft, reference)?;
     let name = pool.meta.name.clone();
     if pool.meta.is_removed() {
         return Err(Refusal::Removing { kind: Kind::Pool, name });
     }
+    admits(draft, pool.spec.service)?;
     match pool.free() {
         None => Err(Refusal::Precondition(format!(
             "pool '{name}' is not ready yet{}: see `symphony ctl pool get {name}`",
             pool.status.message.as_ref().map(|message| format!(" ({message})")).unwrap_or_default()
         ))),
         Some(_) if pool.status.level == Level::Full => Err(full(&pool)),
-        Some(free) if free < size => Err(Refusal::NoRoom { pool: name, free, wanted: size }),
+        Some(free) if free < pool.takes(size) => Err(Refusal::NoRoom { pool: name, free, wanted: pool.takes(size) }),
         Some(_) => Ok(pool),
     }
 }
@@ -357,7 +417,7 @@ pub(super) fn named_pool(draft: &Draft<'_>, reference: &str, size: ByteSize) -> 
 pub(super) fn ready_pools<'d>(draft: &'d Draft<'_>) -> impl Iterator<Item = (ByteSize, &'d Pool)> {
     let alive = move |pool: &Pool| {
         let service = draft.get::<Service>(pool.spec.service);
-        service.is_some_and(|service| service.status.state == ServiceState::Ready)
+        service.is_some_and(|service| service.status.state == ServiceState::Ready && service.spec.draining.is_none())
     };
     let fit = |pool: &Pool| pool.status.phase == Phase::Ready && pool.status.level < Level::Full;
     let ready = move |pool: &&Pool| fit(pool) && !pool.meta.is_removed() && alive(pool);
@@ -370,7 +430,7 @@ pub(super) fn roomiest_pool(draft: &Draft<'_>, size: ByteSize) -> Result<Pool, R
         .map(|(free, pool)| (free, std::cmp::Reverse(pool.meta.id), pool))
         .max_by_key(|(free, id, _)| (*free, *id));
     match largest {
-        Some((free, _, pool)) if free >= size => Ok(pool.clone()),
+        Some((free, _, pool)) if free >= pool.takes(size) => Ok(pool.clone()),
         other => Err(Refusal::NoRoomAnywhere {
             wanted: size,
             largest: other.map(|(free, _, pool)| (pool.meta.name.clone(), free)),
@@ -381,6 +441,26 @@ pub(super) fn roomiest_pool(draft: &Draft<'_>, size: ByteSize) -> Result<Pool, R
 /// A pool that is all but full promises nothing new, so that what it has promised has room to the last.
 fn full(pool: &Pool) -> Refusal {
     Refusal::PoolFull { pool: pool.meta.name.clone(), percent: pool.spec.rules.refuse_percent }
+}
+
+/// Promises a volume of that size what it takes, and what is needed beside it while it is made; that is what it has been
+/// promised.
+pub(super) fn promise_volume(pool: &mut Pool, size: ByteSize, making: ByteSize) -> Result<ByteSize, Refusal> {
+    let promised = pool.takes(size).saturating_add(making);
+    promise(pool, promised).map(|()| promised)
+}
+
+/// Takes back what was needed while a volume was made.
+pub(super) fn settle_promise(draft: &mut Draft<'_>, volume: &mut Volume) {
+    for replica in volume.status.placement.clone() {
+        let Some(mut pool) = draft.get::<Pool>(replica.pool).cloned() else { continue };
+        let (held, wanted) = (volume.promised(), pool.takes(volume.spec.size));
+        if wanted < held {
+            pool.status.reserved = pool.status.reserved.saturating_sub(held.saturating_sub(wanted));
+            volume.status.promised = Some(wanted);
+            draft.put(pool);
+        }
+    }
 }
 
 /// Promises more of a pool.

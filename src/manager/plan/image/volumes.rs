@@ -1,13 +1,13 @@
 //! Volumes made of images: where, and of what.
 
 use super::super::find;
-use super::super::volume::{fit_size, named_pool, pool_of, promise, ready_pools, roomiest_pool};
+use super::super::volume::{fit_size, named_pool, pool_of, promise_volume, ready_pools, roomiest_pool};
 use super::{add_base, disk_size};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, ByteSize, Image, ImageRole, ImageTie, Kind, Limits, Meta, Name, Pool, Replica, Service, ServiceId, Source,
+    Author, ByteSize, Image, ImageRole, ImageTie, Kind, Limits, Name, Phase, Pool, Replica, Service, ServiceId, Source,
     Supply, Volume, VolumeId, VolumeSpec,
 };
 
@@ -69,12 +69,12 @@ pub(in crate::manager::plan) fn create_of_image(
     let (source, role) = match way {
         Way::Beside(base) => (Some(Source::Volume(base)), ImageRole::Clone),
         Way::NewBase => {
-            let supply = supply(draft, &image, chosen.spec.service)?;
+            let supply = supply(draft, &image, chosen.spec.service, None)?;
             image.status.bases.push(new_base);
             add_base(draft, &image, new_base, chosen.clone(), ImageRole::Fetched { supply })?;
             (Some(Source::Volume(new_base)), ImageRole::Clone)
         }
-        Way::Whole => (None, ImageRole::Copy { supply: supply(draft, &image, chosen.spec.service)? }),
+        Way::Whole => (None, ImageRole::Copy { supply: supply(draft, &image, chosen.spec.service, None)? }),
     };
     // Written, so that it cannot be removed at the same time.
     image.meta.updated_at = draft.now;
@@ -82,11 +82,22 @@ pub(in crate::manager::plan) fn create_of_image(
     draft.put(image);
     // As it is after a base has been promised its room.
     let mut chosen = pool_of(draft, chosen.meta.id)?;
-    promise(&mut chosen, size)?;
+    let making = if source.is_some() { chosen.room(None, least).unwrap_or_default() } else { ByteSize::ZERO };
+    let promised = promise_volume(&mut chosen, size, making)?;
     let replica = Replica { pool: chosen.meta.id, service: chosen.spec.service };
     let named = pool.map(|_| chosen.meta.id);
-    let spec = VolumeSpec { size, pool: named, limits: Limits::NONE, source, revert: None, shrunk: None, image: tie };
-    let volume = Volume::new(Meta::new(id, name.clone(), draft.now), spec, vec![replica]);
+    let spec = VolumeSpec {
+        size,
+        pool: named,
+        limits: Limits::NONE,
+        source,
+        revert: None,
+        shrunk: None,
+        image: tie,
+        wipe: false,
+    };
+    let mut volume = Volume::new(draft.new_meta(id, name.clone()), spec, vec![replica]);
+    volume.status.promised = Some(promised);
     let detail = format!("{size} in pool '{}', of image '{of}'", chosen.meta.name);
     draft.put(chosen);
     draft.put(volume.clone());
@@ -119,15 +130,47 @@ fn choose_pool(
     }
 }
 
-/// Where a service fetches an image's content: at home if it can.
-fn supply(draft: &Draft<'_>, image: &Image, service: ServiceId) -> Result<Supply, Refusal> {
+/// Volumes that are told of another supply in one transaction.
+const REDIRECTED_AT_ONCE: usize = 40;
+
+/// Lets volumes that are still to be filled from a service that is lost be filled from another one that keeps their image;
+/// how many were told so, perhaps not yet all. Those whose image nobody else keeps are left as they are.
+pub(in crate::manager::plan) fn redirect(draft: &mut Draft<'_>, lost: ServiceId) -> usize {
+    let starving = |volume: &&Volume| {
+        let supply = volume.spec.image.as_deref().and_then(ImageTie::supply);
+        let from = supply.is_some_and(|supply| supply.service == lost);
+        from && volume.status.size.is_none() && !volume.is_on(lost) && !volume.meta.is_removed()
+    };
+    let starving: Vec<Volume> = draft.all::<Volume>().filter(starving).cloned().collect();
+    let mut told = 0;
+    for mut volume in starving {
+        let image = volume.spec.image.as_ref().and_then(|tie| draft.get::<Image>(tie.image));
+        let home = volume.status.placement.first().map(|replica| replica.service);
+        let (Some(image), Some(home)) = (image, home) else { continue };
+        let Ok(other) = supply(draft, image, home, Some(lost)) else { continue };
+        if let Some(supply) = volume.spec.image.as_deref_mut().and_then(ImageTie::supply_mut) {
+            *supply = other;
+        }
+        volume.meta.touch(draft.now);
+        volume.status.phase = Phase::Pending;
+        draft.put(volume);
+        told += 1;
+        if told == REDIRECTED_AT_ONCE {
+            break;
+        }
+    }
+    told
+}
+
+/// Where a service fetches an image's content: at home if it can, and not from `avoided`.
+fn supply(draft: &Draft<'_>, image: &Image, service: ServiceId, avoided: Option<ServiceId>) -> Result<Supply, Refusal> {
     let name = &image.meta.name;
     let complete: Vec<&Volume> = image
         .status
         .bases
         .iter()
         .filter_map(|id| draft.get::<Volume>(*id))
-        .filter(|base| base.is_complete_base())
+        .filter(|base| base.is_complete_base() && avoided.is_none_or(|lost| !base.is_on(lost)))
         .collect();
     let own = complete.iter().find(|base| base.is_on(service));
     let base = own.or(complete.first()).ok_or_else(|| {

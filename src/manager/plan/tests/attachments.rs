@@ -140,7 +140,7 @@ fn what_does_not_live_is_not_attached() {
     world.remove_client(&gone);
     says(world.attach("db", "gone", false, false), &["no client 'gone'"]);
     says(world.attach("db", &gone.meta.id.to_string(), false, false), &["'gone'", "removed"]);
-    world.write(|draft| remove_volume(draft, &somebody(), "db")).unwrap();
+    world.write(|draft| remove_volume(draft, &somebody(), "db", None)).unwrap();
     says(world.attach("db", "web", false, false), &["'db'", "being removed"]);
     assert!(world.view.attachments.is_empty());
 }
@@ -149,7 +149,7 @@ fn what_does_not_live_is_not_attached() {
 fn an_attached_volume_is_not_removed_and_its_clients_are_named() {
     let mut world = with_volume();
     world.attach("db", "web", false, false).unwrap();
-    let remove = |world: &mut World| world.write(|draft| remove_volume(draft, &somebody(), "db"));
+    let remove = |world: &mut World| world.write(|draft| remove_volume(draft, &somebody(), "db", None));
     says(remove(&mut world), &["'db'", "'web'", "volume detach db"]);
     let buried = world.detach("db", "web").unwrap();
     says(remove(&mut world), &["'web'"]);
@@ -219,7 +219,7 @@ fn nobody_is_attached_while_some_attachments_cannot_be_read() {
     let damaged = Entry { key, value: b"{".to_vec(), revision, lease: None };
     world.view.apply(Batch { revision, events: vec![store::Event::Put(damaged)] });
     says(world.attach("db", "web", false, false), &["cannot be read", "ctl check"]);
-    says(world.write(|draft| remove_volume(draft, &somebody(), "db")), &["cannot be read"]);
+    says(world.write(|draft| remove_volume(draft, &somebody(), "db", None)), &["cannot be read"]);
 }
 
 #[test]
@@ -351,7 +351,7 @@ proptest! {
                     false
                 }
                 Deed::Remove(volume) => {
-                    world.write(|draft| remove_volume(draft, &somebody(), &format!("v{volume}"))).is_err()
+                    world.write(|draft| remove_volume(draft, &somebody(), &format!("v{volume}"), None)).is_err()
                 }
             };
             prop_assert!(!refused || (world.view.revision == before && world.view.events.len() == events));

@@ -3,7 +3,7 @@
 use super::*;
 
 fn devices(paths: &[&str]) -> Devices {
-    Devices { devices: paths.iter().map(std::path::PathBuf::from).collect(), wipe: Vec::new() }
+    Devices { devices: paths.iter().map(std::path::PathBuf::from).collect(), ..Devices::default() }
 }
 
 fn create(world: &mut World, name: &str, driver: Driver) -> Result<Pool, Refusal> {

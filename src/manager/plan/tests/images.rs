@@ -46,7 +46,7 @@ impl World {
             (None, false) => Observed::Known(ServedVolume { size: volume.spec.size, exports: Vec::new() }),
         };
         let (generation, failure) = (volume.meta.generation, failure.map(str::to_owned));
-        let report = [Report::Volume(VolumeReport { id, generation, volume: seen, failure })];
+        let report = [Report::Volume(VolumeReport { id, generation, volume: seen, progress: None, failure })];
         self.write(|draft| take_reports(draft, service_id(), session_id(), &report)).unwrap();
     }
 
@@ -68,8 +68,7 @@ impl World {
 
     /// The pool turns out to lie where blocks cannot be shared.
     fn share_nothing(&mut self, pool: &Pool) {
-        let capacity =
-            PoolCapacity { capacity: ByteSize::mib(1000), used: ByteSize::ZERO, metadata: None, copies: false };
+        let capacity = PoolCapacity { capacity: ByteSize::mib(1000), ..PoolCapacity::default() };
         let (id, generation) = (pool.meta.id, pool.meta.generation);
         let report = [Report::Pool(PoolReport { id, generation, capacity: Observed::Known(capacity), failure: None })];
         self.write(|draft| take_reports(draft, service_id(), session_id(), &report)).unwrap();
@@ -91,7 +90,13 @@ fn an_import_makes_room_for_a_hidden_base_and_its_seal_makes_the_image_ready() {
     // A late word on what was before the seal.
     let (id, generation) = (base.meta.id, base.meta.generation);
     let served = ServedVolume { size: base.spec.size, exports: Vec::new() };
-    let late = [Report::Volume(VolumeReport { id, generation, volume: Observed::Known(served), failure: None })];
+    let late = [Report::Volume(VolumeReport {
+        id,
+        generation,
+        volume: Observed::Known(served),
+        progress: None,
+        failure: None,
+    })];
     world.write(|draft| take_reports(draft, service_id(), session_id(), &late)).unwrap();
     assert_eq!(world.image("i").status.phase, Phase::Pending);
     world.done(id, None);
@@ -260,7 +265,7 @@ fn nobody_does_anything_to_what_keeps_an_image() {
     let name = world.base("i", 0).meta.name.to_string();
     for reference in [&base, &name] {
         let refusals = [
-            world.write(|draft| remove_volume(draft, &somebody(), reference)).unwrap_err(),
+            world.write(|draft| remove_volume(draft, &somebody(), reference, None)).unwrap_err(),
             world.write(|draft| resize_volume(draft, &somebody(), reference, ByteSize::mib(9), false)).unwrap_err(),
             world.write(|draft| limit_volume(draft, &somebody(), reference, LimitChanges::default())).unwrap_err(),
         ];

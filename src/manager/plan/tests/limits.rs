@@ -1,6 +1,7 @@
 //! Limits of volumes: what a request changes, and what it must not.
 
 use super::*;
+use crate::store::Compare;
 
 fn world() -> World {
     let mut world = World::new();
@@ -43,7 +44,20 @@ fn nonsense_and_what_is_being_removed_are_refused_and_nothing_is_recorded() {
         assert!(matches!(set(&mut world, nonsense), Err(Refusal::Invalid(_))), "{nonsense:?}");
     }
     assert_eq!(world.view.revision, before);
-    world.write(|draft| remove_volume(draft, &somebody(), "v")).unwrap();
+    world.write(|draft| remove_volume(draft, &somebody(), "v", None)).unwrap();
     let late = set(&mut world, LimitChanges { iops: Some(Some(5)), ..Default::default() });
     assert!(matches!(late, Err(Refusal::Removing { .. })), "{late:?}");
+}
+
+#[test]
+fn that_nothing_changes_holds_only_as_long_as_the_volume_is_as_it_was_found() {
+    let mut world = world();
+    let limits = LimitChanges { iops: Some(Some(50)), ..Default::default() };
+    let held = set(&mut world, limits).unwrap();
+    let key = Volume::key(held.meta.id);
+    let revision = world.view.volumes[&held.meta.id].revision;
+    let mut draft = Draft::new(&world.view, NOW, first_event(Revision(99)));
+    assert_eq!(limit_volume(&mut draft, &somebody(), "v", limits).unwrap(), held);
+    let txn = draft.finish().unwrap().unwrap();
+    assert!(txn.ops.is_empty() && txn.compares.contains(&Compare::Unchanged(key, revision)), "{txn:?}");
 }

@@ -4,13 +4,14 @@ use super::*;
 
 impl World {
     fn rule(&mut self, changes: RuleChanges) -> Result<Pool, Refusal> {
-        self.write(|draft| set_pool(draft, &somebody(), "p", changes))
+        self.write(|draft| set_pool(draft, &somebody(), "p", changes, None))
     }
 
     /// The pool's block service has looked: 100 MiB there, so many used, and the same of its metadata.
     fn look(&mut self, used: u64, metadata: Option<PoolMetadata>) {
         let pool = self.the_pool();
-        let capacity = PoolCapacity { capacity: ByteSize::mib(100), used: ByteSize::mib(used), metadata, copies: true };
+        let (capacity, used) = (ByteSize::mib(100), ByteSize::mib(used));
+        let capacity = PoolCapacity { capacity, used, metadata, copies: true, ..PoolCapacity::default() };
         let (id, generation) = (pool.meta.id, pool.meta.generation);
         let report = PoolReport { id, generation, capacity: Observed::Known(capacity), failure: None };
         self.write(|draft| take_reports(draft, service_id(), session_id(), &[Report::Pool(report.clone())])).unwrap();

@@ -14,8 +14,8 @@ fn every_change_is_recorded_once_in_the_order_it_happened() {
     for _ in 0..2 {
         world.write(|draft| resize_volume(draft, &somebody(), "v", ByteSize::mib(2), false)).unwrap();
     }
-    let buried = world.write(|draft| remove_volume(draft, &somebody(), "v")).unwrap();
-    world.write(|draft| remove_volume(draft, &somebody(), "v")).unwrap();
+    let buried = world.write(|draft| remove_volume(draft, &somebody(), "v", None)).unwrap();
+    world.write(|draft| remove_volume(draft, &somebody(), "v", None)).unwrap();
     world.report_gone(&buried);
     world.write(|draft| remove_pool(draft, &somebody(), "p")).unwrap();
     world.fall_silent();

@@ -7,7 +7,7 @@ impl World {
     pub(super) fn make(&mut self, volume: &Volume) {
         let served = ServedVolume { size: volume.spec.size, exports: Vec::new() };
         let (id, generation) = (volume.meta.id, volume.meta.generation);
-        let report = VolumeReport { id, generation, volume: Observed::Known(served), failure: None };
+        let report = VolumeReport { id, generation, volume: Observed::Known(served), progress: None, failure: None };
         self.write(|draft| take_reports(draft, service_id(), session_id(), &[Report::Volume(report.clone())])).unwrap();
     }
 
@@ -23,23 +23,27 @@ impl World {
             let id = SnapshotId::from_bytes(self.id());
             all.push(WantedSnapshot { id, name: name.parse().unwrap(), volume: (*volume).to_owned() });
         }
-        self.write(|draft| create_snapshots(draft, &somebody(), &all))
+        self.write(|draft| create_snapshots(draft, &somebody(), &all, None))
     }
 
-    fn report_snapshot(&mut self, snapshot: &Snapshot, seen: Observed<TakenSnapshot>) {
+    pub(super) fn report_snapshot(&mut self, snapshot: &Snapshot, seen: Observed<TakenSnapshot>) {
         let generation = self.view.get::<Snapshot>(snapshot.meta.id).unwrap().meta.generation;
-        let report = SnapshotReport { id: snapshot.meta.id, generation, snapshot: seen, failure: None };
+        let (id, spoilt) = (snapshot.meta.id, false);
+        let report = SnapshotReport { id, generation, snapshot: seen, spoilt, failure: None };
         let reports = [Report::Snapshot(report)];
         self.write(|draft| take_reports(draft, service_id(), session_id(), &reports)).unwrap();
     }
 
     fn taken(&mut self, volume: &str, name: &str) -> Snapshot {
         let snapshot = self.snapshots(&[(volume, name)]).unwrap().remove(0);
-        self.report_snapshot(&snapshot, Observed::Known(TakenSnapshot { size: snapshot.status.promised, at: NOW }));
+        self.report_snapshot(
+            &snapshot,
+            Observed::Known(TakenSnapshot { size: snapshot.status.promised, at: NOW, fill: None }),
+        );
         snapshot
     }
 
-    fn copy(&mut self, name: &str, size: Option<u64>, origin: Origin) -> Result<Volume, Refusal> {
+    pub(super) fn copy(&mut self, name: &str, size: Option<u64>, origin: Origin) -> Result<Volume, Refusal> {
         let id = VolumeId::from_bytes(self.id());
         let name = name.parse().unwrap();
         let wanted = WantedVolume { size: size.map(ByteSize::mib), pool: None, origin: Some(origin) };
@@ -74,7 +78,7 @@ fn a_volume_with_snapshots_or_copies_under_way_is_not_removed_and_they_are_named
     world.pool("p", 100);
     let volume = world.made("v", 8);
     let snapshot = world.taken("v", "s");
-    let remove = |world: &mut World| world.write(|draft| remove_volume(draft, &somebody(), "v"));
+    let remove = |world: &mut World| world.write(|draft| remove_volume(draft, &somebody(), "v", None));
     let refused = remove(&mut world).unwrap_err().to_string();
     assert!(refused.contains("snapshots 's'"), "{refused}");
     world.write(|draft| remove_snapshot(draft, &somebody(), "s")).unwrap();

@@ -1,0 +1,126 @@
+//! The view, shared by all of a manager's tasks: how it is read, how it is brought up to date, and who is told.
+
+use super::View;
+use crate::model::{ServiceId, Timestamp};
+use crate::store::{Batch, Revision};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// How long to wait for the watch to show what was committed.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What shows that the view is up to date: that the watch lasts, and that the manager's lease could be renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    Watch,
+    Lease,
+}
+
+/// Which signs are missing, and since when any was.
+#[derive(Debug, Default)]
+struct Freshness {
+    missing: Vec<Sign>,
+    since: Option<Timestamp>,
+}
+
+/// The view, shared: one task applies, everybody reads, whoever is concerned is woken.
+pub struct ViewHandle {
+    view: RwLock<View>,
+    revision: watch::Sender<Revision>,
+    concerned: Mutex<BTreeMap<ServiceId, Weak<Notify>>>,
+    freshness: Mutex<Freshness>,
+}
+
+impl ViewHandle {
+    pub fn new(view: View) -> Self {
+        let revision = watch::Sender::new(view.revision);
+        Self { view: RwLock::new(view), revision, concerned: Mutex::default(), freshness: Mutex::default() }
+    }
+
+    /// For short looks; never held across an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn apply(&self, batch: Batch) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let touched = view.apply(batch);
+        let revision = view.revision;
+        drop(view);
+        self.announce(revision, |service| touched.everybody || touched.services.contains(&service));
+    }
+
+    /// Since when the view may be behind the store, which cannot be reached; none if it can.
+    pub fn stale_since(&self) -> Option<Timestamp> {
+        self.freshness.lock().unwrap_or_else(PoisonError::into_inner).since
+    }
+
+    /// Whether every sign of being up to date is there.
+    pub fn is_fresh(&self) -> bool {
+        self.stale_since().is_none()
+    }
+
+    /// Takes note that a sign is missing since `now`, unless it was missing already.
+    pub fn miss(&self, sign: Sign, now: Timestamp) {
+        let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
+        if !freshness.missing.contains(&sign) {
+            freshness.missing.push(sign);
+        }
+        freshness.since.get_or_insert(now);
+    }
+
+    /// Takes note that a sign is there again.
+    pub fn see(&self, sign: Sign) {
+        let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
+        freshness.missing.retain(|missing| *missing != sign);
+        if freshness.missing.is_empty() {
+            freshness.since = None;
+        }
+    }
+
+    /// Starts over from a listing, after a gap in the watch.
+    pub fn replace(&self, view: View) {
+        let revision = view.revision;
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
+        self.announce(revision, |_| true);
+    }
+
+    fn announce(&self, revision: Revision, concerns: impl Fn(ServiceId) -> bool) {
+        self.revision.send_replace(revision);
+        let mut concerned = self.concerned.lock().unwrap_or_else(PoisonError::into_inner);
+        concerned.retain(|service, notify| match notify.upgrade() {
+            Some(notify) => {
+                if concerns(*service) {
+                    notify.notify_one();
+                }
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Told once whenever something that concerns `service` has changed since the last time. One subscriber a service:
+    /// a later one takes over.
+    pub fn subscribe(&self, service: ServiceId) -> Arc<Notify> {
+        let notify = Arc::new(Notify::new());
+        let mut concerned = self.concerned.lock().unwrap_or_else(PoisonError::into_inner);
+        concerned.insert(service, Arc::downgrade(&notify));
+        notify
+    }
+
+    /// Told at every change of anything.
+    pub fn changes(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
+    }
+
+    /// Waits until the view holds everything up to `revision`; false if it does not within [`PATIENCE`], as when the
+    /// store went away right after a commit.
+    #[must_use]
+    pub async fn reached(&self, revision: Revision) -> bool {
+        let mut changes = self.changes();
+        let reached = changes.wait_for(|reached| *reached >= revision);
+        matches!(tokio::time::timeout(PATIENCE, reached).await, Ok(Ok(_)))
+    }
+}
