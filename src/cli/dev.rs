@@ -156,7 +156,7 @@ async fn init_block(block: &mut BlockControlClient<Channel>, manager: SocketAddr
         let status = block.get_block_status(proto::GetBlockStatusRequest {}).await.map_err(Fault::from)?.into_inner();
         match (status.state.as_str(), status.service_id) {
             ("uninitialised", _) => {
-                let request = proto::InitBlockRequest { manager: manager.to_string(), token: None };
+                let request = proto::InitBlockRequest { manager: manager.to_string(), token: None, recover: false };
                 let joined = block.init_block(request).await.map_err(Fault::from)?.into_inner();
                 return Ok(joined.service_id);
             }

@@ -18,7 +18,9 @@ pub const NBD_PORT: u16 = 10809;
 #[derive(Debug, Subcommand)]
 pub enum ManagerCommand {
     /// Run a manager in the foreground
-    #[command(after_help = "Then initialise it once: symphony ctl --socket=DIR/control.sock manager init")]
+    #[command(
+        after_help = "Then initialise it once: symphony ctl --socket=DIR/control.sock manager init\n\nA state that was moved to etcd by `manager migrate` is found there without --etcd-endpoints."
+    )]
     Run(ManagerArgs),
 }
 
@@ -119,7 +121,7 @@ pub struct BlockArgs {
     #[arg(long, env = "SYMPHONY_BLOCK_ADVERTISE_ADDRESS")]
     advertise_address: Option<String>,
     /// Be N block services that hold nothing, to load managers with: each joins and says that all it is given is there
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=20_000))]
+    #[arg(long, env = "SYMPHONY_BLOCK_SIMULATE", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=20_000))]
     simulate: Option<u16>,
 }
 

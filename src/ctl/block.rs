@@ -27,6 +27,9 @@ pub enum Verb {
         /// A file that holds the token
         #[arg(long, env = "SYMPHONY_JOIN_TOKEN_FILE", value_name = "PATH")]
         token_file: Option<PathBuf>,
+        /// The store of its cluster is gone for good: pass to the cluster that is being made of the disks, and serve on
+        #[arg(long, env = "SYMPHONY_RECOVER", value_parser = clap::builder::BoolishValueParser::new())]
+        recover: bool,
     },
     /// Show this block service
     Status,
@@ -71,10 +74,10 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
     let mut block = session.block().await?;
     match verb {
         Verb::Restart { executable } => restart(session, block, executable).await,
-        Verb::Init { manager, token, token_file } => {
+        Verb::Init { manager, token, token_file, recover } => {
             let token = join_token(token, token_file.as_deref())?;
             let bar = spinner(format!("joining through {manager}"));
-            let done = block.init_block(proto::InitBlockRequest { manager, token }).await;
+            let done = block.init_block(proto::InitBlockRequest { manager, token, recover }).await;
             bar.finish_and_clear();
             let done = answer(done, "block service")?;
             let document = json!({

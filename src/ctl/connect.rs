@@ -5,10 +5,10 @@ use super::contexts::{self, Contexts, Target, Wishes};
 use super::failure::Failure;
 use super::output::Format;
 use crate::host::directory::FileError;
-use crate::model::{Kind, Object, Service};
+use crate::model::{Kind, Object, Service, Timestamp};
 use crate::pki::{Keyring, Role};
 use crate::rpc::{
-    DialError, Fault, FaultKind, MANAGER_PORT, MAX_MESSAGE, Transport, dial_address, dial_socket, proto,
+    DialError, Fault, FaultKind, MANAGER_PORT, MAX_MESSAGE, STALE_SINCE, Transport, dial_address, dial_socket, proto,
     with_default_port,
 };
 use crate::runtime::{Clock, SystemClock};
@@ -19,8 +19,10 @@ use proto::control_client::ControlClient;
 use proto::devices_client::DevicesClient;
 use proto::figures_client::FiguresClient;
 use proto::images_client::ImagesClient;
+use proto::recovery_client::RecoveryClient;
+use proto::stores_client::StoresClient;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -104,6 +106,11 @@ impl Session {
         Ok(Manager { client: client.max_decoding_message_size(MAX_MESSAGE) })
     }
 
+    /// What a manager does when hosts die.
+    pub async fn recovery(&self) -> Result<RecoveryClient<Channel>> {
+        Ok(RecoveryClient::new(self.manager_channel().await?).max_decoding_message_size(MAX_MESSAGE))
+    }
+
     /// What this operator shows on the data path; none where only this host is asked.
     ///
     /// # Errors
@@ -116,6 +123,11 @@ impl Session {
             }
             Target::Socket(_) | Target::DefaultSocket | Target::Plain(_) => Ok(None),
         }
+    }
+
+    /// A manager's, for the state as a whole.
+    pub async fn stores(&self) -> Result<StoresClient<Channel>> {
+        Ok(StoresClient::new(self.manager_channel().await?).max_decoding_message_size(MAX_MESSAGE))
     }
 
     async fn manager_channel(&self) -> Result<Channel> {
@@ -243,7 +255,7 @@ pub struct Manager {
 
 /// The answer, or the fault in words that fit the socket that was asked.
 pub fn answer<T>(result: Result<Response<T>, Status>, wanted: &str) -> Result<T> {
-    result.map(Response::into_inner).map_err(|status| {
+    result.inspect(note_staleness).map(Response::into_inner).map_err(|status| {
         let fault = Fault::from(status);
         if fault.kind != FaultKind::Unsupported {
             return fault.into();
@@ -251,6 +263,17 @@ pub fn answer<T>(result: Result<Response<T>, Status>, wanted: &str) -> Result<T>
         let text = format!("this socket does not belong to a {wanted}: name a {wanted}'s with --socket");
         Fault::new(FaultKind::Unsupported, text).into()
     })
+}
+
+/// Says once, beside the result, that it may be old.
+fn note_staleness<T>(response: &Response<T>) {
+    static SAID: Once = Once::new();
+    let since = response.metadata().get(STALE_SINCE).and_then(|millis| millis.to_str().ok()?.parse().ok());
+    if let Some(since) = since.map(Timestamp::from_millis) {
+        let note =
+            || eprintln!("note: the manager has not reached its store since {since}: this is how things stood then");
+        SAID.call_once(note);
+    }
 }
 
 /// What a manager says, once more judged.

@@ -5,6 +5,7 @@ mod receive;
 mod source;
 
 use super::connect::{Session, answer, object};
+use super::lost::{LostArgs, close};
 use super::output::{self, fields, table};
 use super::wait::{Until, settle};
 use crate::model::{Image, Kind, Object, Phase};
@@ -47,6 +48,8 @@ pub enum Verb {
     Remove {
         /// Name or id
         image: String,
+        #[command(flatten)]
+        lost: LostArgs,
     },
 }
 
@@ -72,7 +75,8 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             output::one(session.format, &image, image.meta.name.as_str(), describe)
         }
         Verb::Export { image, file } => receive::run(session, &image, file).await,
-        Verb::Remove { image } => {
+        Verb::Remove { image, lost } if lost.lost => close(session, Kind::Image, &image, lost.yes).await,
+        Verb::Remove { image, .. } => {
             let request = proto::RemoveRequest { reference: image };
             let image = object(answer(session.manager().await?.client.remove_image(request).await, "manager")?)?;
             let image = settle(session, image, Until::Gone).await?;

@@ -6,6 +6,7 @@
 
 mod attachment;
 mod authority;
+mod backup;
 mod block;
 pub mod bundle;
 mod check;
@@ -15,13 +16,17 @@ mod context;
 mod contexts;
 mod copy;
 mod device;
+mod drain;
 mod events;
 mod failure;
 mod image;
 mod limits;
+mod lost;
 mod manager;
+mod orphans;
 mod output;
 mod pool;
+mod recover;
 mod rules;
 mod service;
 mod snapshot;
@@ -103,6 +108,9 @@ enum Noun {
     /// Who may use which volume: made by `volume attach`, ended by `volume detach`
     #[command(subcommand, alias = "attachments")]
     Attachment(attachment::Verb),
+    /// What lies on disks and belongs to nobody: left by hosts and clusters that died, or closed with --lost
+    #[command(subcommand, alias = "orphan")]
+    Orphans(orphans::Verb),
     /// Who changed what, from where: the record of changes, oldest first
     Events(events::EventsArgs),
     /// Compare store, managers' view and devices
@@ -126,6 +134,7 @@ pub async fn run(args: CtlArgs) -> Result<()> {
         Noun::Image(verb) => image::run(&session, verb).await,
         Noun::Context(verb) => context::run(&session, verb),
         Noun::Attachment(verb) => attachment::run(&session, verb).await,
+        Noun::Orphans(verb) => orphans::run(&session, verb).await,
         Noun::Events(args) => events::run(&session, args).await,
         Noun::Check => check::run(&session).await,
     }

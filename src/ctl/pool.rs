@@ -2,10 +2,11 @@
 
 use super::connect::{Manager, Session, answer, object};
 use super::failure::Failure;
+use super::lost::{LostArgs, close};
 use super::output::{self, Format, fields, table};
 use super::rules::RuleArgs;
 use super::wait::{Until, settle};
-use crate::model::{ByteSize, Devices, Driver, Kind, Level, Object, Pool};
+use crate::model::{ByteSize, Devices, Driver, Kind, Level, Object, Pool, SizeError};
 use crate::rpc::proto;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -32,6 +33,10 @@ pub struct Place {
     /// Of the driver file: how much of the file system the pool may promise, as 500GiB [default: all that is free]
     #[arg(long, env = "SYMPHONY_POOL_LIMIT")]
     limit: Option<ByteSize>,
+    /// Of the driver lvm-thin: begin with a quarter of this (1GiB at least), and extend by fifths whenever 70% are used, up
+    /// to this and to what the devices hold, as 500GiB [default: all of the devices from the beginning]
+    #[arg(long, env = "SYMPHONY_POOL_CEILING", allow_hyphen_values = true)]
+    ceiling: Option<ByteSize>,
     #[command(flatten)]
     disks: Disks,
 }
@@ -50,9 +55,12 @@ pub struct Disks {
 impl Place {
     fn driver(self) -> Result<Driver> {
         let usage = |text: &str| Err(Failure::Usage(text.to_owned()).into());
-        let Self { driver, path, limit, disks } = self;
-        let devices = Devices { devices: disks.devices, wipe: disks.wipe };
+        let Self { driver, path, limit, ceiling, disks } = self;
+        let devices = Devices { devices: disks.devices, wipe: disks.wipe, ceiling };
         let driver = match (driver, path) {
+            (DriverName::File, _) if ceiling.is_some() => {
+                return usage("--ceiling is for the driver lvm-thin; a pool of files has a --limit");
+            }
             (DriverName::File, _) if devices != Devices::default() => {
                 return usage("--device and --wipe are for the drivers lvm and lvm-thin; a pool of files has a --path");
             }
@@ -107,6 +115,10 @@ pub enum Verb {
         pool: String,
         #[command(flatten)]
         rules: RuleArgs,
+        /// Of a pool of the driver lvm-thin: how large it may become by itself as it fills up, or none: as large as its
+        /// devices, at once
+        #[arg(long, env = "SYMPHONY_POOL_CEILING", value_name = "SIZE|none", value_parser = ceiling, allow_hyphen_values = true)]
+        ceiling: Option<Ceiling>,
     },
     /// All pools
     #[command(visible_alias = "ls")]
@@ -131,6 +143,8 @@ pub enum Verb {
     Remove {
         /// Name or id
         pool: String,
+        #[command(flatten)]
+        lost: LostArgs,
     },
 }
 
@@ -139,6 +153,7 @@ Examples:
   symphony ctl pool create fast --driver file --path /srv/fast
   symphony ctl device list                           what there is, and what it carries
   symphony ctl pool create nvme --driver lvm-thin --device /dev/disk/by-id/nvme-1 --device /dev/disk/by-id/nvme-2
+  symphony ctl pool create nvme --driver lvm-thin --device /dev/disk/by-id/nvme-1 --ceiling 500GiB
 A device that carries anything is refused unless --wipe names it; one that is mounted or held is refused always.";
 
 pub fn expect(object: Object) -> Result<Pool> {
@@ -164,7 +179,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             made(session, pool).await
         }
         Verb::Extend { pool, disks, cancel } => {
-            let devices = Devices { devices: disks.devices, wipe: disks.wipe };
+            let devices = Devices { devices: disks.devices, wipe: disks.wipe, ceiling: None };
             if cancel.is_empty() || devices != Devices::default() {
                 checked(Driver::Lvm(devices.clone()))?;
             }
@@ -173,12 +188,18 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             let pool = object(answer(manager.client.extend_pool(request).await, "manager")?)?;
             made(session, pool).await
         }
-        Verb::Set { pool, rules } => {
-            if rules.is_empty() {
-                return Err(Failure::Usage("name what to change: --overcommit, --warn-at or --refuse-at".into()).into());
+        Verb::Set { pool, rules, ceiling } => {
+            if rules.is_empty() && ceiling.is_none() {
+                let text = "name what to change: --overcommit, --warn-at, --refuse-at or --ceiling";
+                return Err(Failure::Usage(text.into()).into());
             }
-            let request = proto::SetPoolRequest { reference: pool, rules: Some(rules.changes()) };
-            let pool = expect(object(answer(manager.client.set_pool(request).await, "manager")?)?)?;
+            let ceiling = ceiling.map(|Ceiling(size)| proto::LimitChange { to: size.map(ByteSize::as_u64) });
+            let request = proto::SetPoolRequest { reference: pool, rules: Some(rules.changes()), ceiling };
+            let mut pool = object(answer(manager.client.set_pool(request).await, "manager")?)?;
+            if ceiling.is_some() {
+                pool = settle(session, pool, Until::Ready).await?;
+            }
+            let pool = expect(pool)?;
             output::one(session.format, &pool, pool.meta.name.as_str(), |pool| {
                 format!("pool '{}': {}, {} left to promise\n", pool.meta.name, pool.spec.rules, size(pool.free()))
             })
@@ -195,7 +216,8 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             let pool = expect(manager.get(Kind::Pool, &pool).await?)?;
             output::one(session.format, &pool, pool.meta.name.as_str(), describe)
         }
-        Verb::Remove { pool } => {
+        Verb::Remove { pool, lost } if lost.lost => close(session, Kind::Pool, &pool, lost.yes).await,
+        Verb::Remove { pool, .. } => {
             let request = proto::RemoveRequest { reference: pool };
             let pool = object(answer(manager.client.remove_pool(request).await, "manager")?)?;
             let pool = settle(session, pool, Until::Gone).await?;
@@ -212,6 +234,17 @@ async fn made(session: &Session, pool: Object) -> Result<()> {
         let size = pool.status.capacity.map(|size| format!(" ({size})")).unwrap_or_default();
         format!("pool '{}'{size} is {}\n", pool.meta.name, pool.status.phase)
     })
+}
+
+/// None: it has all that its devices hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ceiling(Option<ByteSize>);
+
+fn ceiling(text: &str) -> Result<Ceiling, String> {
+    match text.trim() {
+        "none" => Ok(Ceiling(None)),
+        text => text.parse().map(|size| Ceiling(Some(size))).map_err(|error: SizeError| error.to_string()),
+    }
 }
 
 fn size(size: Option<ByteSize>) -> String {
@@ -256,6 +289,8 @@ fn describe(pool: &Pool) -> String {
         ("Driver", pool.spec.driver.to_string()),
         (place, driver.place()),
         ("Limit", size(limit)),
+        ("Ceiling", size(driver.devices().and_then(|devices| devices.ceiling))),
+        ("Size now", size(status.size)),
         ("Capacity", size(status.capacity)),
         ("Reserved", status.reserved.to_string()),
         ("Used", used(pool)),

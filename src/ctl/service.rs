@@ -2,6 +2,7 @@
 
 use super::client::short;
 use super::connect::Session;
+use super::drain;
 use super::output::{self, Format, fields, table};
 use super::token::ahead;
 use crate::model::{Kind, Object, Service, Timestamp};
@@ -16,6 +17,21 @@ pub enum Verb {
     List,
     /// One member
     Get {
+        /// Id, or host name where only one service has it
+        service: String,
+    },
+    /// Place nothing new on a block service, and wait until it is empty
+    #[command(
+        after_help = "Names what it still holds and what to do about it, and ends when there is nothing left. Interrupted, or \
+                            with --no-wait, the service goes on taking nothing new; `service undrain` ends that. A service \
+                            that is down is not drained but given up: `manager remove --lost`."
+    )]
+    Drain {
+        /// Id, or host name where only one service has it
+        service: String,
+    },
+    /// Place new volumes on a service again that was being drained
+    Undrain {
         /// Id, or host name where only one service has it
         service: String,
     },
@@ -44,6 +60,12 @@ fn certificate(service: &Service) -> [String; 2] {
     }
 }
 
+/// With a word where it takes nothing new.
+fn state(service: &Service) -> String {
+    let draining = if service.spec.draining.is_some() { ", draining" } else { "" };
+    format!("{}{draining}", service.status.state)
+}
+
 fn row(service: &Service, wide: bool) -> Vec<String> {
     let (meta, status) = (&service.meta, &service.status);
     let none = || "-".to_owned();
@@ -51,7 +73,7 @@ fn row(service: &Service, wide: bool) -> Vec<String> {
         meta.id.to_string(),
         service.spec.service_type.to_string(),
         status.host_name.clone(),
-        status.state.to_string(),
+        state(service),
         age(status.since),
         status.manager.map_or_else(none, |id| id.to_string()),
         status.addresses.rpc.clone().unwrap_or_else(none),
@@ -78,6 +100,8 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
                 |services: &[Service]| table(&header, services.iter().map(|service| row(service, wide)).collect());
             output::list(session.format, &services, |service| service.meta.id.to_string(), people)
         }
+        Verb::Drain { service } => drain::drain(session, service).await,
+        Verb::Undrain { service } => drain::undrain(session, service).await,
         Verb::Get { service } => {
             let service = expect(manager.get(Kind::Service, &service).await?)?;
             output::one(session.format, &service, &service.meta.id.to_string(), describe)
@@ -92,7 +116,7 @@ fn describe(service: &Service) -> String {
         ("Id", service.meta.id.to_string()),
         ("Type", service.spec.service_type.to_string()),
         ("Host", status.host_name.clone()),
-        ("State", format!("{} for {}", status.state, age(status.since))),
+        ("State", format!("{} for {}", state(service), age(status.since))),
         ("Manager", status.manager.map_or_else(none, |id| id.to_string())),
         ("Address", status.addresses.rpc.clone().unwrap_or_else(none)),
         ("NBD", status.addresses.nbd.clone().unwrap_or_else(none)),

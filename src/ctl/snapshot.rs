@@ -2,9 +2,10 @@
 
 use super::connect::{Session, answer, object};
 use super::failure::Failure;
+use super::lost::{LostArgs, close};
 use super::output::{self, fields, table};
 use super::wait::{Until, settle};
-use crate::model::{ByteSize, Kind, Object, Snapshot};
+use crate::model::{ByteSize, Fill, Kind, Level, Object, Room, SizeError, Snapshot};
 use crate::rpc::proto;
 use anyhow::{Result, bail};
 use clap::Subcommand;
@@ -16,9 +17,11 @@ pub enum Verb {
     #[command(
         override_usage = "symphony ctl snapshot create VOLUME NAME\n       symphony ctl snapshot create --volumes A,B,… NAME",
         after_help = "What was written and acknowledged is in it, as after a power cut. Writers wait for a moment and see no \
-                      error. With --volumes all are taken at the same instant, and called NAME-VOLUME.\n\
+                      error. With --volumes all are taken at the same instant, and called NAME-VOLUME. In a pool of \
+                      driver lvm a snapshot whose volume changes more than it has --room for is spoilt: the volume is not \
+                      harmed, and `snapshot get` shows how much is left.\n\
                       Examples:\n  symphony ctl snapshot create db monday\n  \
-                      symphony ctl snapshot create --volumes db,db-log monday"
+                      symphony ctl snapshot create --volumes db,db-log monday\n  symphony ctl snapshot create db before-upgrade --room 50%"
     )]
     Create {
         /// The volume's name or id, and what the snapshot is to be called
@@ -27,6 +30,10 @@ pub enum Verb {
         /// Volumes by name or id, divided by commas: all at the same instant
         #[arg(long, env = "SYMPHONY_VOLUMES", value_delimiter = ',')]
         volumes: Vec<String>,
+        /// In a pool of driver lvm, where the snapshot's space is set aside: how much its volume may change, as 10GiB, or as a
+        /// share of its size [default: 20%, at least 1GiB; 100% is all that it can come to need]
+        #[arg(long, env = "SYMPHONY_SNAPSHOT_ROOM", value_name = "SIZE|PERCENT%", value_parser = room, allow_hyphen_values = true)]
+        room: Option<Room>,
     },
     /// All snapshots, or those of one volume
     #[command(visible_alias = "ls")]
@@ -45,6 +52,8 @@ pub enum Verb {
     Remove {
         /// Name or id
         snapshot: String,
+        #[command(flatten)]
+        lost: LostArgs,
     },
 }
 
@@ -58,8 +67,9 @@ pub fn expect(object: Object) -> Result<Snapshot> {
 pub async fn run(session: &Session, verb: Verb) -> Result<()> {
     let mut manager = session.manager().await?;
     match verb {
-        Verb::Create { names, volumes } => {
-            let request = proto::CreateSnapshotsRequest { wanted: wanted(&names, &volumes)? };
+        Verb::Create { names, volumes, room } => {
+            let (wanted, room) = (wanted(&names, &volumes)?, room.map(Into::into));
+            let request = proto::CreateSnapshotsRequest { wanted, room };
             let made = answer(manager.client.create_snapshots(request).await, "manager")?.objects;
             let mut taken = Vec::new();
             for snapshot in made {
@@ -73,7 +83,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             let request = proto::ListRequest { kind, volume: volume.unwrap_or_default(), ..Default::default() };
             let snapshots: Vec<Snapshot> =
                 manager.pages(request).await?.into_iter().map(expect).collect::<Result<_>>()?;
-            let header = ["NAME", "VOLUME", "SIZE", "PHASE", "TAKEN", "MESSAGE"];
+            let header = ["NAME", "VOLUME", "SIZE", "ROOM USED", "PHASE", "TAKEN", "MESSAGE"];
             let people = |snapshots: &[Snapshot]| table(&header, snapshots.iter().map(row).collect());
             output::list(session.format, &snapshots, |snapshot| snapshot.meta.name.to_string(), people)
         }
@@ -81,7 +91,8 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             let snapshot = expect(manager.get(Kind::Snapshot, &snapshot).await?)?;
             output::one(session.format, &snapshot, snapshot.meta.name.as_str(), describe)
         }
-        Verb::Remove { snapshot } => {
+        Verb::Remove { snapshot, lost } if lost.lost => close(session, Kind::Snapshot, &snapshot, lost.yes).await,
+        Verb::Remove { snapshot, .. } => {
             let request = proto::RemoveRequest { reference: snapshot };
             let snapshot = object(answer(manager.client.remove_snapshot(request).await, "manager")?)?;
             let snapshot = settle(session, snapshot, Until::Gone).await?;
@@ -114,12 +125,38 @@ fn size(snapshot: &Snapshot) -> ByteSize {
     snapshot.status.size.unwrap_or(snapshot.status.promised)
 }
 
+/// A size, or a share with its sign: a bare number is bytes.
+fn room(text: &str) -> Result<Room, String> {
+    let room = match text.trim().strip_suffix('%') {
+        Some(number) => {
+            let percent =
+                number.parse().map_err(|_| format!("'{text}' is not a share of a volume: write it as 20%"))?;
+            Room::Percent(percent)
+        }
+        None => Room::Size(text.parse().map_err(|error: SizeError| error.to_string())?),
+    };
+    room.fault().map_or(Ok(room), Err)
+}
+
+/// Of a snapshot that has room of its own.
+fn used(snapshot: &Snapshot) -> Option<String> {
+    let status = &snapshot.status;
+    if status.spoilt {
+        return Some("all: spoilt".into());
+    }
+    let Fill { room, used } = status.fill?;
+    let percent = u128::from(used.as_u64()) * 100 / u128::from(room.as_u64().max(1));
+    let level = if status.level > Level::Ok { format!(" ({})", status.level) } else { String::new() };
+    Some(format!("{percent}% of {room}{level}"))
+}
+
 fn row(snapshot: &Snapshot) -> Vec<String> {
     let status = &snapshot.status;
     vec![
         snapshot.meta.name.to_string(),
         snapshot.spec.volume_name.to_string(),
         size(snapshot).to_string(),
+        used(snapshot).unwrap_or_else(|| "-".into()),
         status.phase.to_string(),
         status.taken_at.map_or_else(|| "-".into(), |at| at.to_string()),
         status.message.clone().unwrap_or_default(),
@@ -137,6 +174,11 @@ fn describe(snapshot: &Snapshot) -> String {
         ("Message", status.message.clone().unwrap_or_else(|| "-".into())),
         ("Taken", status.taken_at.map_or_else(|| "-".into(), |at| at.to_string())),
     ];
+    if let Some(room) = status.fill.map(|fill| fill.room).or(status.room) {
+        let words = spec.room.map(|words| format!(" (asked for: {words})")).unwrap_or_default();
+        rows.push(("Room", format!("{room}{words}")));
+        rows.push(("Used", used(snapshot).unwrap_or_else(|| "-".into())));
+    }
     let together = spec.set.iter().filter(|member| member.snapshot != snapshot.meta.id);
     rows.extend(together.map(|member| ("Taken with", member.name.to_string())));
     for replica in &status.placement {
@@ -152,6 +194,15 @@ mod tests {
 
     fn words(text: &[&str]) -> Vec<String> {
         text.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn room_is_a_size_or_a_share_and_anything_else_is_named() {
+        assert_eq!(room("10GiB"), Ok(Room::Size(ByteSize::mib(10 << 10))));
+        assert_eq!((room("20%"), room(" 100% ")), (Ok(Room::Percent(20)), Ok(Room::Percent(100))));
+        for text in ["", "0", "0%", "101%", "-1%", "1.5%", "%", "20 percent", "-1GiB"] {
+            assert!(room(text).is_err(), "{text}");
+        }
     }
 
     #[test]

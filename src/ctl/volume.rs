@@ -5,6 +5,7 @@ use super::connect::{Manager, Session, answer, object};
 use super::copy;
 use super::failure::Failure;
 use super::limits::LimitArgs;
+use super::lost::{LostArgs, close};
 use super::output::{self, Format, fields, table};
 use super::stats::{self, StatsArgs};
 use super::wait::{Until, settle};
@@ -85,10 +86,24 @@ pub enum Verb {
     /// How volumes are used: operations, bytes, latency, queue depth, errors
     Stats(StatsArgs),
     /// Destroy a volume and its data; clients are cut off
-    #[command(visible_alias = "rm")]
+    #[command(
+        visible_alias = "rm",
+        after_help = "Without --wipe the space is given back as it is: nobody else reads it, since new volumes read as zeros. What \
+                      snapshots, copies and putting back have left elsewhere on the disks is not overwritten. Wiping goes on \
+                      where it stopped when the block service dies; if the disk fails, the volume says so, and --no-wipe \
+                      removes it as it is."
+    )]
     Remove {
         /// Name or id
         volume: String,
+        /// Overwrite its bytes with zeros before its space is given back; in pools of the driver lvm
+        #[arg(long, env = "SYMPHONY_VOLUME_WIPE", value_parser = clap::builder::BoolishValueParser::new())]
+        wipe: bool,
+        /// Give up on overwriting that was asked for before
+        #[arg(long, conflicts_with = "wipe", env = "SYMPHONY_VOLUME_NO_WIPE", value_parser = clap::builder::BoolishValueParser::new())]
+        no_wipe: bool,
+        #[command(flatten)]
+        lost: LostArgs,
     },
     /// Let a client use a volume, alone unless it is shared
     #[command(
@@ -115,6 +130,8 @@ pub enum Verb {
         /// The client's name or id
         #[arg(long, env = "SYMPHONY_CLIENT")]
         client: String,
+        #[command(flatten)]
+        lost: LostArgs,
     },
     /// Copy a file onto a volume; runs of zeros are not sent
     #[command(after_help = "The rest of a larger volume is left as it is. Prints the SHA-256 of what was copied.")]
@@ -201,8 +218,10 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             };
             output::one(session.format, &volume, volume.meta.name.as_str(), |volume| describe(volume, &attached))
         }
-        Verb::Remove { volume } => {
-            let request = proto::RemoveRequest { reference: volume };
+        Verb::Remove { volume, lost, .. } if lost.lost => close(session, Kind::Volume, &volume, lost.yes).await,
+        Verb::Remove { volume, wipe, no_wipe, .. } => {
+            let wipe = (wipe || no_wipe).then_some(wipe);
+            let request = proto::RemoveVolumeRequest { reference: volume, wipe };
             let volume = object(answer(manager.client.remove_volume(request).await, "manager")?)?;
             let volume = settle(session, volume, Until::Gone).await?;
             let verb = if session.wait { "removed" } else { "removing" };
@@ -218,7 +237,10 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
                 format!("volume '{volume_name}' is attached to '{client_name}' ({access}, {mode}): {phase}\n")
             })
         }
-        Verb::Detach { volume, client } => {
+        Verb::Detach { volume, client, lost } if lost.lost => {
+            close(session, Kind::Attachment, &format!("{volume}/{client}"), lost.yes).await
+        }
+        Verb::Detach { volume, client, .. } => {
             let request = proto::DetachVolumeRequest { volume, client };
             let held = object(answer(manager.client.detach_volume(request).await, "manager")?)?;
             let held = attachment::expect(settle(session, held, Until::Gone).await?)?;
@@ -256,7 +278,9 @@ async fn silent_services(manager: &mut Manager) -> Result<BTreeSet<ServiceId>> {
 fn row(volume: &Volume, pools: &BTreeMap<PoolId, String>, down: &BTreeSet<ServiceId>) -> Vec<String> {
     let status = &volume.status;
     let cut_off = status.placement.iter().all(|replica| down.contains(&replica.service));
+    let under_way = || Some(format!("{}", status.progress?));
     let message = if cut_off { Some("its service is down".to_owned()) } else { status.message.clone() };
+    let message = message.or_else(under_way);
     let pool = |id: PoolId| pools.get(&id).cloned().unwrap_or_else(|| id.to_string());
     vec![
         volume.meta.name.to_string(),
@@ -279,6 +303,10 @@ fn describe(volume: &Volume, attached: &[Attachment]) -> String {
         ("Message", status.message.clone().unwrap_or_else(|| "-".into())),
         ("Generation", volume.meta.generation.as_u64().to_string()),
     ];
+    if let Some(progress) = status.progress {
+        let doing = if volume.spec.wipe { "Wiped" } else { "Filled" };
+        rows.push((doing, progress.to_string()));
+    }
     if let Some(tie) = &volume.spec.image {
         rows.push(("Image", tie.image.to_string()));
     } else if let Some(source) = volume.spec.source {

@@ -2,7 +2,7 @@
 
 use super::connect::{Session, answer, object};
 use super::failure::Failure;
-use crate::model::{Kind, Object, Phase};
+use crate::model::{Kind, Object, Phase, Volume, VolumeStatus};
 use crate::rpc::{Fault, FaultKind, proto};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -53,7 +53,7 @@ pub async fn wait_for(session: &Session, first: Object, until: Until) -> Result<
     let mut last = first;
     let waited = tokio::time::timeout(session.timeout, async {
         loop {
-            match follow(session, kind, &id, until, &mut last).await {
+            match follow(session, kind, &id, until, (&mut last, &bar)).await {
                 Err(error) if is_passing(&error) => {
                     bar.set_message(format!("{doing}: {error}"));
                     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -74,12 +74,18 @@ pub async fn wait_for(session: &Session, first: Object, until: Until) -> Result<
 }
 
 /// Whether a manager may be back soon.
-fn is_passing(error: &anyhow::Error) -> bool {
+pub fn is_passing(error: &anyhow::Error) -> bool {
     let retryable = error.downcast_ref::<Fault>().is_some_and(|fault| fault.kind.retryable());
     retryable || error.is::<crate::rpc::DialError>()
 }
 
-async fn follow(session: &Session, kind: Kind, id: &str, until: Until, last: &mut Object) -> Result<()> {
+async fn follow(
+    session: &Session,
+    kind: Kind,
+    id: &str,
+    until: Until,
+    (last, bar): (&mut Object, &ProgressBar),
+) -> Result<()> {
     let mut manager = session.manager().await?;
     let request = proto::GetRequest { kind: proto::Kind::from(kind).into(), reference: id.into() };
     let mut changes = match answer(manager.client.watch(request).await, "manager") {
@@ -101,10 +107,22 @@ async fn follow(session: &Session, kind: Kind, id: &str, until: Until, last: &mu
             };
         };
         *last = object(current)?;
+        show(last, bar);
         if judge(last, until)? {
             return Ok(());
         }
     }
+}
+
+/// A spinner becomes a bar as soon as somebody says how far it has come.
+fn show(object: &Object, bar: &ProgressBar) {
+    let Object::Volume(Volume { status: VolumeStatus { progress: Some(progress), .. }, .. }) = object else { return };
+    if bar.length().is_none() {
+        let template = "{msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes} ({eta})";
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    }
+    bar.set_length(progress.of.as_u64());
+    bar.set_position(progress.done.as_u64());
 }
 
 fn is_missing(error: &anyhow::Error) -> bool {
