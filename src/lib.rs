@@ -56,4 +56,6 @@ pub mod reconcile;
 pub mod rpc;
 pub mod runtime;
 pub mod session;
+#[cfg(test)]
+mod simulation;
 pub mod store;
