@@ -9,21 +9,26 @@ BINARY  := target/symphony
 SUITE   := target/conformance
 PROTOX  := target/tools/bin/protox
 SECONDS_EACH ?= 60
+MINUTES ?= 10
+SEED ?=
+SEEDS ?= 3000
 BENCH_DATA ?=
 FUZZERS := $(notdir $(wildcard tests/fuzz/seeds/*))
 
 # What the tests drive symphony with, and the packages that bring it: program=package.
 PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd \
-            nbdkit=nbdkit qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mount=mount ip=iproute2 \
+            nbdkit=nbdkit qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs xfs_io=xfsprogs \
+            mount=mount ip=iproute2 \
             setpriv=util-linux unshare=util-linux openssl=openssl
 # What runs guests and makes them out of packages; what is in the guests is downloaded, not installed.
 VM_PROGRAMS := qemu-system-x86_64=qemu-system-x86 python3=python3 modprobe=kmod depmod=kmod nbdkit=nbdkit
 
-.PHONY: help build demo test test-vm target/conformance lint bench bench-scale bench-data fuzz tools test-tools demo-tools clean
+.PHONY: help build demo test test-faults test-simulation test-vm target/conformance lint bench bench-scale bench-data \
+        fuzz tools test-tools demo-tools clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: tools ## Build the static executable target/symphony
 	$(STATIC) build --release $(FLAGS)
@@ -40,6 +45,14 @@ test: tools test-tools ## Run every test
 	else \
 	  echo cargo test --locked; cargo test --locked; \
 	fi
+
+test-faults: tools test-tools ## Hurt real processes at random for MINUTES (default 10); SEED=… repeats a run's faults
+	SYMPHONY_FAULTS_MINUTES=$(MINUTES) $(if $(SEED),SYMPHONY_FAULTS_SEED=$(SEED)) \
+	  cargo test --locked --test scenarios faults:: -- --test-threads=2 --nocapture
+
+test-simulation: tools ## Let SEEDS simulated clusters live (default 3000), SEED=… the first of them
+	CARGO_PROFILE_TEST_OPT_LEVEL=2 SYMPHONY_SIMULATION_SEEDS=$(SEEDS) $(if $(SEED),SYMPHONY_SIMULATION_SEED=$(SEED)) \
+	  cargo test --locked --lib simulation:: -- --nocapture
 
 test-vm: build $(SUITE) ## Run what needs a kernel of its own, in emulated guests; CASES="10 40" chooses
 	@tests/tools/install $(VM_PROGRAMS)

@@ -1,0 +1,187 @@
+//! What must hold once every fault is over: nothing is lost, stuck or left behind.
+
+use super::arena::Arena;
+use super::linear::volume::Call;
+use super::record::Outcome;
+use super::worker::{Book, Copy, Scene, Writer};
+use crate::stage::{Control, until};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// What lies around where nothing has been made yet.
+pub struct Bare {
+    files: Vec<PathBuf>,
+}
+
+impl Bare {
+    pub fn of(arena: &Arena) -> Self {
+        Self { files: arena.files_in_pools() }
+    }
+}
+
+/// Nothing lies in the pools that did not lie there before.
+fn assert_bare(arena: &Arena, bare: &Bare) {
+    let more: Vec<PathBuf> = arena.files_in_pools().into_iter().filter(|path| !bare.files.contains(path)).collect();
+    assert_eq!(more, Vec::<PathBuf>::new(), "left behind");
+}
+
+/// What a command answers with; none while nobody can say.
+fn json(control: &Control, line: &str) -> Option<Value> {
+    let outcome = control.run(&format!("{line} -o json"));
+    assert!(!outcome.stderr.contains("panicked"), "{outcome:?}");
+    (outcome.code == Some(0)).then(|| serde_json::from_slice(&outcome.stdout).ok())?
+}
+
+fn list(control: &Control, noun: &str) -> Option<Vec<Value>> {
+    json(control, &format!("{noun} list"))?.as_array().cloned()
+}
+
+/// Asks until the answer pleases; in vain, the last one is what the message shows.
+fn until_seen(control: &Control, what: &str, line: &str, pleases: impl Fn(&Value) -> bool) {
+    let last = std::cell::RefCell::new(Value::Null);
+    let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        until(what, || {
+            let seen = json(control, line)?;
+            let enough = pleases(&seen);
+            *last.borrow_mut() = seen;
+            enough.then_some(())
+        });
+    }));
+    if let Err(vain) = asked {
+        eprintln!("{}: {line}: {:#}", control.socket.display(), last.borrow());
+        std::panic::resume_unwind(vain);
+    }
+}
+
+fn each_of(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+/// Heals what time heals, then looks at everything, and leaves the cluster as bare as it was.
+pub fn settle(arena: &mut Arena, scene: &Scene, writers: &mut [Writer], bare: &Bare) {
+    arena.assert_alive();
+    for manager in &scene.reach.managers {
+        until_seen(manager, "every service to be ready", "service list", |services| {
+            each_of(services).all(|service| service["status"]["state"] == "ready")
+        });
+    }
+    let control = &scene.reach.managers[0];
+    let held = list(control, "attachment").expect("a list");
+    for attachment in &held {
+        let volume = attachment["spec"]["volume_name"].as_str().expect("a name");
+        control.ok(&format!("volume detach {volume} --client web"));
+    }
+    for manager in &scene.reach.managers {
+        assert_nothing_passes(manager);
+    }
+    check(scene);
+    assert_record(scene);
+    for writer in &mut *writers {
+        writer.books.iter_mut().for_each(|book| assert_book(scene, book));
+        writer.copies.iter_mut().for_each(|copy| assert_copy(control, scene, copy));
+    }
+    clear(scene);
+    check(scene);
+    assert_bare(arena, bare);
+    assert_store(arena);
+}
+
+/// Everything is as it should be or gone.
+fn assert_nothing_passes(control: &Control) {
+    for noun in ["pool", "volume", "snapshot", "attachment"] {
+        until_seen(control, &format!("every {noun} to be ready"), &format!("{noun} list"), |objects| {
+            each_of(objects).all(|object| object["status"]["phase"] == "ready")
+        });
+    }
+}
+
+/// Every manager finds store and view the same; each block service is asked through one of them.
+fn check(scene: &Scene) {
+    for manager in &scene.reach.managers {
+        until_seen(manager, "a check without faults", "check", |found| {
+            let orphans = each_of(&found["remarks"]).any(|it| it.as_str().is_some_and(|it| it.contains("orphan")));
+            each_of(&found["faults"]).next().is_none() && !orphans
+        });
+    }
+    until("every block service to be asked through one manager", || {
+        let asked = scene.reach.managers.iter().filter_map(|it| json(it, "check")?["services_asked"].as_u64());
+        (asked.sum::<u64>() == scene.reach.nbd.len() as u64).then_some(())
+    });
+}
+
+/// What each manager says in the end fits what all of them said before.
+fn assert_record(scene: &Scene) {
+    for name in scene.record.names() {
+        for manager in 0..scene.reach.managers.len() {
+            until("an answer", || {
+                let outcome = scene.record.ask_strictly(&scene.reach.managers, manager, &name, Call::Look);
+                matches!(outcome, Outcome::Answered(..)).then_some(())
+            });
+        }
+    }
+    scene.record.verify();
+}
+
+/// The volume is there with its bytes, unless it may have been removed.
+fn assert_book(scene: &Scene, book: &mut Book) {
+    let control = &scene.reach.managers[0];
+    let volumes = list(control, "volume").expect("a list");
+    match volumes.iter().find(|volume| volume["meta"]["id"] == *book.id) {
+        Some(volume) => {
+            let size = volume["status"]["size"].as_u64().expect("a size");
+            assert!(size >= book.size << 20 || size == volume["spec"]["size"], "{volume}");
+            book.witness.verify(&book.local);
+        }
+        None => assert!(book.doubtful, "volume '{}' is gone, and nobody removed it", book.name),
+    }
+}
+
+/// A volume that is made of the snapshot has its bytes. A snapshot outlives no volume.
+fn assert_copy(control: &Control, scene: &Scene, copy: &mut Copy) {
+    let name = format!("of-{}", copy.name);
+    control.ok(&format!("volume create {name} --from-snapshot {}", copy.name));
+    let made = json(control, &format!("volume get {name}")).expect("a volume");
+    let service = made["status"]["placement"][0]["service"].as_str().expect("a service");
+    copy.witness.verify(&format!("nbd+unix:///{name}?socket={}", scene.reach.nbd[service].display()));
+    control.ok(&format!("volume remove {name}"));
+    assert!(control.names("volume").contains(&copy.volume), "what has a snapshot cannot be removed");
+}
+
+/// Removes everything, and waits until all of it is gone.
+fn clear(scene: &Scene) {
+    let control = &scene.reach.managers[0];
+    for noun in ["snapshot", "volume"] {
+        for name in control.names(noun) {
+            control.ok(&format!("{noun} remove {name}"));
+        }
+    }
+    for manager in &scene.reach.managers {
+        for noun in ["snapshot", "volume", "attachment"] {
+            let line = format!("{noun} list");
+            until_seen(manager, "everything to be gone", &line, |list| each_of(list).next().is_none());
+        }
+    }
+}
+
+/// In the store is what a bare cluster has: its members' sessions under their leases, the leader's, and no more.
+fn assert_store(arena: &Arena) {
+    let Some(keys) = arena.etcdctl(&["get", "--prefix", "/", "--keys-only"]) else { return };
+    let first = |key: &str| key.split('/').nth(1).unwrap_or_default().to_owned();
+    let count = |kind: &str| keys.lines().filter(|key| first(key) == kind).count();
+    let members = arena.shape.managers + arena.shape.blocks;
+    assert_eq!(count("session"), members, "{keys}");
+    assert_eq!((count("volume"), count("snapshot"), count("attachment"), count("image")), (0, 0, 0, 0), "{keys}");
+    let kinds: BTreeSet<String> = keys
+        .lines()
+        .filter(|key| key.starts_with("/name/"))
+        .filter_map(|key| key.split('/').nth(2).map(str::to_owned))
+        .collect();
+    assert!(!kinds.contains("volume") && !kinds.contains("snapshot"), "{keys}");
+    // What nobody keeps alive any more runs out.
+    until("no leases but those of the members and of the leader", || {
+        let leases = arena.etcdctl(&["lease", "list"])?;
+        let count = leases.lines().filter(|line| u64::from_str_radix(line.trim(), 16).is_ok()).count();
+        (count <= members + 1).then_some(())
+    });
+}
