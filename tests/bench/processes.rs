@@ -105,7 +105,7 @@ impl Cloud {
         let args: Vec<String> = args.chain([format!("--config-dir={}", text(place("block")))]).collect();
         let block = Process::start(binary, &place("log"), &args)?;
         let mut joined = BlockControlClient::new(dial(&place("block/control.sock")).await?);
-        joined.init_block(proto::InitBlockRequest { manager: address, token: None }).await?;
+        joined.init_block(proto::InitBlockRequest { manager: address, token: None, recover: false }).await?;
         let driver = Some((&Driver::File { path: text(place("pool")).into(), limit: None }).into());
         let request = proto::CreatePoolRequest { name: "pool".into(), service: String::new(), driver, rules: None };
         control.create_pool(request).await?;

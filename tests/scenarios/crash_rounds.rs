@@ -2,7 +2,7 @@
 //!
 //! `SYMPHONY_TEST_ROUNDS` sets how many kills each test survives, `SYMPHONY_TEST_SEED` repeats a run that was printed.
 
-mod witness;
+pub mod witness;
 
 use crate::stage::{Backing, Cluster, Control, Daemon, path_text, until, wait};
 use std::collections::BTreeMap;

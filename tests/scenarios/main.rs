@@ -3,6 +3,7 @@
 
 mod attached_clients;
 mod attachments;
+mod backups;
 mod command_line;
 mod compose;
 mod contexts;
@@ -12,7 +13,10 @@ mod data;
 mod dev;
 mod devices;
 mod directories;
+mod draining;
 mod events;
+#[path = "../faults/mod.rs"]
+mod faults;
 mod full_disk;
 mod hostile_bytes;
 mod images;
@@ -22,22 +26,28 @@ mod joining;
 mod limits;
 mod local_trust;
 mod membership;
+mod migration;
+mod orphans;
 mod placement;
 mod pools;
 mod reconnects;
+mod recovery;
 mod refusals;
 mod remote_operators;
 mod removal;
 mod restarts;
 mod revocation;
+mod rewinds;
 mod rotation;
 mod simulated;
 mod snapshots;
 mod stage;
 mod starting;
 mod store_outages;
+mod store_trouble;
 #[path = "../support/mod.rs"]
 mod support;
+mod three_managers;
 mod upgrades;
 mod verbatim;
 mod volumes;

@@ -111,6 +111,12 @@ fn what_the_present_state_forbids_is_refused_and_changes_nothing(backing: Backin
     ctl.run(&format!("pool create main --path {}", path_text(&other))).fails(4, &["pool named 'main'"]);
     ctl.run("pool remove main").fails(4, &["'main'", "'a'", "volume remove"]);
     ctl.run("volume resize a --size 1M").fails(2, &["'a'", "shrink", "64MiB"]);
+    ctl.run("volume remove a --wipe").fails(4, &["'a'", "'main'", "driver file", "without --wipe"]);
+    ctl.run("snapshot create a s --room 20%").fails(2, &["'main'", "20%", "driver lvm"]);
+    ctl.run("snapshot create a s --room 101%").fails(2, &["101%", "100%"]);
+    ctl.run("pool set main --ceiling 1GiB").fails(2, &["'main'", "lvm-thin"]);
+    let line = format!("pool create new --path {} --ceiling 1GiB", path_text(&other));
+    ctl.run(&line).fails(2, &["--ceiling", "--limit"]);
     ctl.run("pool create rel --path relative/path").fails(2, &["--path", "absolute", "relative/path"]);
     assert_eq!(state(&ctl), before);
     ctl.check();

@@ -30,6 +30,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["model", "runtime", "host", "session", "reconcile", "pki", "rpc", "io", "image", "nbd", "backend", "export"],
     ),
     ("ctl", &["model", "runtime", "host", "pki", "rpc", "image", "nbd"]),
+    // Tests of several layers together.
+    ("simulation", &["model", "store", "session", "reconcile", "manager"]),
     // Shell.
     ("cli", &["model", "runtime", "host", "rpc", "manager", "block", "ctl"]),
 ];

@@ -116,6 +116,16 @@ impl Control {
         assert_eq!(found["faults"], Value::Array(Vec::new()), "{found}");
     }
 
+    /// No fault is found, whoever holds the sessions: a manager asks only the block services that are its own.
+    #[track_caller]
+    pub fn check_when_settled_somewhere(&self) {
+        until("a check without faults", || {
+            let outcome = self.run("check -o json");
+            let found: Value = serde_json::from_slice(&outcome.stdout).ok()?;
+            (found["faults"] == Value::Array(Vec::new())).then_some(())
+        });
+    }
+
     /// The check, once every service is back and every volume is served again.
     #[track_caller]
     pub fn check_when_settled(&self) {
@@ -259,6 +269,11 @@ impl Cluster {
 
     pub fn service_id(&self) -> String {
         self.block_ctl().text("block status", "/service/id")
+    }
+
+    /// The service that a pool is on, by the manager's word: the block service itself may be gone.
+    pub fn service_id_of_pool(&self, pool: &str) -> String {
+        self.ctl().text(&format!("pool get {pool}"), "/spec/service")
     }
 
     pub fn restart_manager(&mut self) {

@@ -25,7 +25,7 @@ pub struct FarBlock {
 }
 
 /// symphony on a host, with nothing of the surrounding environment that could change what it does.
-fn symphony_on(host: &Host, home: &Path) -> Command {
+pub fn symphony_on(host: &Host, home: &Path) -> Command {
     let mut command = host.command(env!("CARGO_BIN_EXE_symphony"));
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", home);
     command

@@ -13,7 +13,7 @@ pub(crate) use cluster::on_each_store;
 pub use cluster::{Backing, Cluster, Control};
 pub use command::{Outcome, finish, finish_with, nobody, path_text, symphony, words};
 pub use daemon::Daemon;
-pub use hosts::{FarBlock, Hosts, bundle, secure};
+pub use hosts::{FarBlock, Hosts, bundle, secure, symphony_on};
 pub use image::{Image, sha256};
 pub use network::{Host, Network};
 pub use patience::{until, wait};

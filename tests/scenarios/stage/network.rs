@@ -78,6 +78,12 @@ impl Network {
         self.hosts.iter().find(|host| host.name == name).unwrap_or_else(|| panic!("no host '{name}'"))
     }
 
+    /// Sets a host's cable `up` or `down`, at the switch: the host itself notices nothing but silence.
+    pub fn set_cable(&self, host: &Host, state: &str) {
+        let place = host.address.rsplit('.').next().expect("an address");
+        tool("ip", &["-n", &self.switch(), "link", "set", &format!("port{place}"), state]).succeeds();
+    }
+
     /// What `/etc/hosts` says everywhere.
     pub fn names(&self) -> String {
         let lines = self.hosts.iter().map(|host| format!("{} {}\n", host.address, host.name));
@@ -91,6 +97,12 @@ impl Host {
         let mut command = mortal("ip");
         command.args(["netns", "exec", &self.namespace, program]);
         command
+    }
+
+    /// Moves the calling thread to this host, for good: connections that it makes come from there.
+    pub fn enter(&self) {
+        let namespace = std::fs::File::open(format!("/run/netns/{}", self.namespace)).expect("a namespace");
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter a namespace");
     }
 
     /// Runs a program on this host to its end.
