@@ -1,0 +1,54 @@
+# Volumes of a thick pool are overwritten before their space is given back; a disk that fails meanwhile is named.
+# vm: disks=1G seconds=600
+. /vm/lib.sh
+modprobe -a dm-mod
+
+cluster_up
+step "a thick pool" ctl pool create main --driver lvm --device /dev/vda
+ctl volume create back --size 64MiB --pool main
+ctl volume create other --size 16MiB --pool main
+
+# Found by looking at the disk itself.
+attach 0 back
+python3 -c '
+import os
+device = os.open("/dev/nbd0", os.O_RDWR)
+os.pwrite(device, b"a secret that nobody is to find" * 64, 5 << 20)
+os.fsync(device)'
+detach 0
+# found: 1 if the secret is anywhere on the disk itself, else 0.
+found() {
+  sync
+  echo 3 >/proc/sys/vm/drop_caches
+  python3 -c '
+import os
+disk, tail, seen = os.open("/dev/vda", os.O_RDONLY), b"", False
+while piece := os.read(disk, 1 << 20):
+    seen |= b"a secret that nobody is to find" in tail + piece
+    tail = piece[-64:]
+print(int(seen))'
+}
+same "the secret is on the disk" "$(found)" 1
+step "wiped and removed" ctl volume remove back --wipe
+same "and is there no more" "$(found)" 0
+
+# A disk that fails under it: stated, others go on, and there are two ways out.
+node() { echo "symphony--$(ctl pool get main -o json | jq -r .meta.id | sed 's/-/--/g')-$(ctl volume get "$1" -o json | jq -r .meta.id | sed 's/-/--/g')"; }
+length() { dmsetup table "$1" | awk '{ print $2 }'; }
+broken() { dmsetup suspend --nolockfs "$1" && dmsetup load "$1" --table "0 $(length "$1") error" && dmsetup resume "$1"; }
+ctl volume create bad --size 64MiB --pool main
+bad=$(node bad)
+good=$(dmsetup table "$bad")
+broken "$bad"
+refused 'wipe.*Input/output error' ctl volume remove bad --wipe --timeout 50s
+attach 1 other
+step "another volume goes on" dd if=/dev/urandom of=/dev/nbd1 bs=1M count=16 oflag=direct status=none
+detach 1
+same "it is being removed" "$(ctl volume get bad -o json | jq -r .status.phase)" removing
+dmsetup suspend --nolockfs "$bad"; dmsetup load "$bad" --table "$good"; dmsetup resume "$bad"
+wait_for 60 eval '! ctl volume get bad'
+ctl volume create bad --size 64MiB --pool main
+broken "$(node bad)"
+refused 'wipe.*Input/output error' ctl volume remove bad --wipe --timeout 50s
+step "given up" ctl volume remove bad --no-wipe
+step "check" ctl check
