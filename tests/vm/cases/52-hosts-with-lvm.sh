@@ -19,13 +19,13 @@ for number in 1 2; do
 done
 service() { own "$1" block status -o json | jq -er .service.id; }
 wait_for 30 eval 'ctl service list -o json | jq -e "length == 3 and all(.status.state == \"ready\")"'
-step "what h1 has" ctl device list --service "$(service 1)"
 step "a thin pool on h1" ctl pool create one --driver lvm-thin --device /dev/vda --service "$(service 1)"
 step "a thick pool on h2" ctl pool create two --driver lvm --device /dev/vdb --service "$(service 2)"
 
 # From a fourth place, with a certificate: nothing else gets in.
 step "a bundle for the operator" ctl manager client create ops --role admin --output-dir /run/case/ops
 far() { timeout 60 symphony ctl --manager 10.88.0.3 --bundle /run/case/ops "$@"; }
+step "what h1 has, from afar" far device list --service "$(service 1)"
 content=/run/case/content
 dd if=/dev/urandom of=$content bs=1M count=8 status=none
 for pool in one two; do
