@@ -35,7 +35,8 @@ pub enum DialError {
     #[error("{address} answers, but not in TLS: is this the port of a symphony service?")]
     NotTls { address: String },
     #[error(
-        "{address} has no certificate yet: it is starting, or no member of a cluster, in which case run          `symphony ctl … manager init` on its host"
+        "{address} has no certificate yet: it is starting, or no member of a cluster, in which case run \
+         `symphony ctl … manager init` on its host"
     )]
     Bare { address: String },
     #[error("the server at {address} cannot be trusted: {reason}")]
