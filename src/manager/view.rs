@@ -347,16 +347,7 @@ mod tests {
     fn volume(service: u8) -> Volume {
         let meta = Meta::new(VolumeId::from_bytes([1; 16]), "v".parse().unwrap(), Timestamp::from_millis(0));
         let replica = Replica { pool: PoolId::from_bytes([2; 16]), service: ServiceId::from_bytes([service; 16]) };
-        let spec = VolumeSpec {
-            size: ByteSize::mib(1),
-            pool: None,
-            limits: Limits::NONE,
-            source: None,
-            revert: None,
-            shrunk: None,
-            image: None,
-            wipe: false,
-        };
+        let spec = VolumeSpec::of_size(ByteSize::mib(1));
         Volume::new(meta, spec, vec![replica])
     }
 

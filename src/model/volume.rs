@@ -108,6 +108,20 @@ impl fmt::Display for Protocol {
 }
 
 impl VolumeSpec {
+    /// An empty volume of that size, wherever there is room, without limits.
+    pub fn of_size(size: ByteSize) -> Self {
+        Self {
+            size,
+            pool: None,
+            limits: Limits::NONE,
+            source: None,
+            revert: None,
+            shrunk: None,
+            image: None,
+            wipe: false,
+        }
+    }
+
     /// Says what is wrong with a size asked for, if anything.
     pub fn fault_of_size(size: ByteSize) -> Option<String> {
         let bytes = size.as_u64();

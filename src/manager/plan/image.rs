@@ -19,8 +19,8 @@ use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
     Attachment, AttachmentId, AttachmentSpec, Author, ByteSize, Client, ClientId, Digest, Image, ImageFormat, ImageId,
-    ImageRole, ImageSpec, ImageTie, Kind, Limits, Name, Phase, Pool, Replica, SECTOR, Seal, ServiceId, Uploaded,
-    Volume, VolumeId, VolumeSpec,
+    ImageRole, ImageSpec, ImageTie, Kind, Name, Phase, Pool, Replica, SECTOR, Seal, ServiceId, Uploaded, Volume,
+    VolumeId, VolumeSpec,
 };
 
 /// What a user wants to import.
@@ -161,16 +161,7 @@ fn add_base(
     let promised = promise_volume(&mut pool, size, ByteSize::ZERO)?;
     let replica = Replica { pool: pool.meta.id, service: pool.spec.service };
     let tie = Some(Box::new(ImageTie { image: image.meta.id, role }));
-    let spec = VolumeSpec {
-        size,
-        pool: None,
-        limits: Limits::NONE,
-        source: None,
-        revert: None,
-        shrunk: None,
-        image: tie,
-        wipe: false,
-    };
+    let spec = VolumeSpec { image: tie, ..VolumeSpec::of_size(size) };
     let mut volume = Volume::new(draft.new_meta(id, name), spec, vec![replica]);
     volume.status.promised = Some(promised);
     draft.put(pool);

@@ -96,8 +96,7 @@ pub fn create_volume(
     let replica = Replica { pool: pool_record.meta.id, service: pool_record.spec.service };
     let source = copyable.as_ref().map(|copyable| copyable.source);
     let pool = pool.as_ref().map(|_| pool_record.meta.id);
-    let spec =
-        VolumeSpec { size, pool, limits: Limits::NONE, source, revert: None, shrunk: None, image: None, wipe: false };
+    let spec = VolumeSpec { pool, source, ..VolumeSpec::of_size(size) };
     let mut volume = Volume::new(draft.new_meta(id, name.clone()), spec, vec![replica]);
     volume.status.promised = Some(promised);
     let of = copyable.map(|copyable| format!(", a copy of {}", copyable.text)).unwrap_or_default();

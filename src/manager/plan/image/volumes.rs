@@ -7,8 +7,8 @@ use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, ByteSize, Image, ImageRole, ImageTie, Kind, Limits, Name, Phase, Pool, Replica, Service, ServiceId, Source,
-    Supply, Volume, VolumeId, VolumeSpec,
+    Author, ByteSize, Image, ImageRole, ImageTie, Kind, Name, Phase, Pool, Replica, Service, ServiceId, Source, Supply,
+    Volume, VolumeId, VolumeSpec,
 };
 
 /// What a volume of an image begins as.
@@ -86,16 +86,7 @@ pub(in crate::manager::plan) fn create_of_image(
     let promised = promise_volume(&mut chosen, size, making)?;
     let replica = Replica { pool: chosen.meta.id, service: chosen.spec.service };
     let named = pool.map(|_| chosen.meta.id);
-    let spec = VolumeSpec {
-        size,
-        pool: named,
-        limits: Limits::NONE,
-        source,
-        revert: None,
-        shrunk: None,
-        image: tie,
-        wipe: false,
-    };
+    let spec = VolumeSpec { pool: named, source, image: tie, ..VolumeSpec::of_size(size) };
     let mut volume = Volume::new(draft.new_meta(id, name.clone()), spec, vec![replica]);
     volume.status.promised = Some(promised);
     let detail = format!("{size} in pool '{}', of image '{of}'", chosen.meta.name);

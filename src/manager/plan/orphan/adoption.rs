@@ -202,16 +202,7 @@ fn take_volume(
     // As the disk has it, unless something else is said of it, or was said to the service, than the disk knows.
     let same = name.as_str() == found.name && found.told == Generation::default();
     let generation = if same { found.generation.max(Generation::FIRST) } else { found.latest().next() };
-    let spec = VolumeSpec {
-        size: found.size,
-        pool: None,
-        limits: Limits::NONE,
-        source: None,
-        revert: None,
-        shrunk: None,
-        image: None,
-        wipe: false,
-    };
+    let spec = VolumeSpec::of_size(found.size);
     let replica = Replica { pool: pool.meta.id, service: pool.spec.service };
     let mut volume = Volume::new(Meta::new(id, name.clone(), draft.now), spec, vec![replica]);
     volume.meta.generation = generation;

@@ -52,16 +52,7 @@ fn purge_volume(
         )));
     }
     let name = claim(draft, Kind::Volume, id)?;
-    let spec = VolumeSpec {
-        size: found.size,
-        pool: None,
-        limits: Limits::NONE,
-        source: None,
-        revert: None,
-        shrunk: None,
-        image: None,
-        wipe: false,
-    };
+    let spec = VolumeSpec::of_size(found.size);
     let replica = Replica { pool: pool.meta.id, service: pool.spec.service };
     let mut volume = Volume::new(Meta::new(id, name, draft.now), spec, vec![replica]);
     volume.meta.generation = found.latest();
