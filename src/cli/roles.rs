@@ -1,7 +1,7 @@
 //! `symphony manager run` and `symphony block run`.
 
 use crate::block::{self, BlockConfig, EngineChoice, Join, Lineage, SimulationConfig};
-use crate::ctl::default_config_dir;
+use crate::ctl::{EtcdArgs, default_config_dir};
 use crate::host::{Inheritance, Program, Supervisor};
 use crate::manager::{self, EtcdFiles, ManagerConfig, Password, StoreConfig};
 use crate::rpc::{BLOCK_PORT, MANAGER_PORT};
@@ -56,24 +56,8 @@ pub struct ManagerArgs {
     /// Keep state in this etcd cluster instead of the embedded store
     #[arg(long, env = "SYMPHONY_ETCD_ENDPOINTS", value_delimiter = ',', value_name = "URL,URL,…")]
     etcd_endpoints: Vec<String>,
-    /// Put before every key in etcd, as /lab
-    #[arg(long, env = "SYMPHONY_ETCD_PREFIX", default_value = "", hide_default_value = true)]
-    etcd_prefix: String,
-    /// The authority that signed etcd's certificate, for https:// endpoints (PEM)
-    #[arg(long, env = "SYMPHONY_ETCD_CA", value_name = "FILE")]
-    etcd_ca: Option<PathBuf>,
-    /// The manager's certificate towards etcd (PEM)
-    #[arg(long, env = "SYMPHONY_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
-    etcd_cert: Option<PathBuf>,
-    /// The key of that certificate (PEM)
-    #[arg(long, env = "SYMPHONY_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
-    etcd_key: Option<PathBuf>,
-    /// The user towards etcd; its password comes from a file or from $SYMPHONY_ETCD_PASSWORD
-    #[arg(long, env = "SYMPHONY_ETCD_USER", value_name = "NAME")]
-    etcd_user: Option<String>,
-    /// Holds the password of that user
-    #[arg(long, env = "SYMPHONY_ETCD_PASSWORD_FILE", value_name = "FILE")]
-    etcd_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// The port for block services and operators; 0 takes a free one
     #[arg(long, env = "SYMPHONY_MANAGER_LISTEN_PORT", default_value_t = MANAGER_PORT)]
     listen_port: u16,
@@ -142,15 +126,15 @@ pub async fn manager(args: ManagerArgs) -> Result<()> {
     // Never an option: everybody on a host can read the arguments of its processes.
     let given = std::env::var("SYMPHONY_ETCD_PASSWORD").ok().map(Password::Given);
     let access = EtcdFiles {
-        ca: args.etcd_ca,
-        cert: args.etcd_cert,
-        key: args.etcd_key,
-        user: args.etcd_user,
-        password: args.etcd_password_file.map(Password::File).or(given),
+        ca: args.etcd.etcd_ca,
+        cert: args.etcd.etcd_cert,
+        key: args.etcd.etcd_key,
+        user: args.etcd.etcd_user,
+        password: args.etcd.etcd_password_file.map(Password::File).or(given),
     };
     let store = match args.etcd_endpoints.is_empty() {
         true => StoreConfig::Embedded,
-        false => StoreConfig::Etcd { endpoints: args.etcd_endpoints, prefix: args.etcd_prefix, access },
+        false => StoreConfig::Etcd { endpoints: args.etcd_endpoints, prefix: args.etcd.etcd_prefix, access },
     };
     let config = ManagerConfig {
         config_dir: args.config_dir.unwrap_or_else(|| default_config_dir().join("manager")),

@@ -76,7 +76,7 @@ pub enum Verb {
     },
     /// Move the state from this manager's embedded store to etcd
     #[command(after_help = backup::MIGRATE)]
-    Migrate(backup::EtcdArgs),
+    Migrate(backup::Destination),
     /// Invitations for services on other hosts
     #[command(subcommand)]
     Token(token::Verb),
@@ -98,7 +98,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
         Verb::Status => status(session).await,
         Verb::Backup { file } => backup::backup(session, file).await,
         Verb::Restore { file } => backup::restore(session, file).await,
-        Verb::Migrate(args) => backup::migrate(session, args).await,
+        Verb::Migrate(to) => backup::migrate(session, to).await,
         Verb::Token(verb) => token::run(session, verb).await,
         Verb::Client(verb) => client::run(session, verb).await,
         Verb::Ca(verb) => authority::run(session, verb).await,

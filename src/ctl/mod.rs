@@ -17,6 +17,7 @@ mod contexts;
 mod copy;
 mod device;
 mod drain;
+mod etcd;
 mod events;
 mod failure;
 mod image;
@@ -36,6 +37,7 @@ mod volume;
 mod wait;
 
 pub use connect::{ConnectArgs, default_config_dir};
+pub use etcd::EtcdArgs;
 pub use failure::{Failure, exit_code};
 pub use output::Format;
 

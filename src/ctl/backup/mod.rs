@@ -4,6 +4,7 @@ mod file;
 
 use super::connect::{Session, answer};
 use super::copy::is_dash;
+use super::etcd::EtcdArgs;
 use super::failure::Failure;
 use super::output;
 use crate::model::Timestamp;
@@ -36,28 +37,12 @@ $SYMPHONY_ETCD_PASSWORD for the manager now and at every start.";
 
 /// Where the state is to go.
 #[derive(Debug, Args)]
-pub struct EtcdArgs {
+pub struct Destination {
     /// The etcd cluster that the state is moved to
     #[arg(long, env = "SYMPHONY_ETCD_ENDPOINTS", value_delimiter = ',', value_name = "URL,URL,…", required = true)]
     etcd_endpoints: Vec<String>,
-    /// Put before every key in etcd, as /lab
-    #[arg(long, env = "SYMPHONY_ETCD_PREFIX", default_value = "", hide_default_value = true)]
-    etcd_prefix: String,
-    /// The authority that signed etcd's certificate, for https:// endpoints (PEM, on the manager's host)
-    #[arg(long, env = "SYMPHONY_ETCD_CA", value_name = "FILE")]
-    etcd_ca: Option<PathBuf>,
-    /// The manager's certificate towards etcd (PEM, on the manager's host)
-    #[arg(long, env = "SYMPHONY_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
-    etcd_cert: Option<PathBuf>,
-    /// The key of that certificate (PEM, on the manager's host)
-    #[arg(long, env = "SYMPHONY_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
-    etcd_key: Option<PathBuf>,
-    /// The user towards etcd; its password comes from a file or from the manager's $SYMPHONY_ETCD_PASSWORD
-    #[arg(long, env = "SYMPHONY_ETCD_USER", value_name = "NAME")]
-    etcd_user: Option<String>,
-    /// Holds the password of that user (on the manager's host)
-    #[arg(long, env = "SYMPHONY_ETCD_PASSWORD_FILE", value_name = "FILE")]
-    etcd_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
 }
 
 pub async fn backup(session: &Session, path: PathBuf) -> Result<()> {
@@ -162,7 +147,7 @@ pub async fn restore(session: &Session, path: PathBuf) -> Result<()> {
     })
 }
 
-pub async fn migrate(session: &Session, args: EtcdArgs) -> Result<()> {
+pub async fn migrate(session: &Session, to: Destination) -> Result<()> {
     let mut client = session.stores().await?;
     // The manager may run elsewhere in the file system.
     let absolute = |path: Option<PathBuf>| -> Result<Option<String>> {
@@ -172,13 +157,13 @@ pub async fn migrate(session: &Session, args: EtcdArgs) -> Result<()> {
         Ok(Some(text.ok_or_else(|| Failure::Usage(format!("{} is not UTF-8", path.display())))?))
     };
     let request = proto::MigrateRequest {
-        endpoints: args.etcd_endpoints,
-        prefix: args.etcd_prefix,
-        ca: absolute(args.etcd_ca)?,
-        cert: absolute(args.etcd_cert)?,
-        key: absolute(args.etcd_key)?,
-        user: args.etcd_user,
-        password_file: absolute(args.etcd_password_file)?,
+        endpoints: to.etcd_endpoints,
+        prefix: to.etcd.etcd_prefix,
+        ca: absolute(to.etcd.etcd_ca)?,
+        cert: absolute(to.etcd.etcd_cert)?,
+        key: absolute(to.etcd.etcd_key)?,
+        user: to.etcd.etcd_user,
+        password_file: absolute(to.etcd.etcd_password_file)?,
     };
     let done = answer(client.migrate(request).await, "manager")?;
     let document = json!({"entries": done.entries, "store": done.store});
