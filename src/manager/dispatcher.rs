@@ -2,17 +2,17 @@
 
 use super::draft::Draft;
 use super::history;
+use super::lifeline::Hold;
 use super::member::Member;
 use super::plan;
 use super::refusal::Refusal;
 use super::sessions::Ask;
 use super::view::View;
-use crate::discovery::Presence;
 use crate::model::{Inventory, Mark, Report, Service, ServiceId, ServiceType, Session, SessionId, Trust};
 use crate::pki::Role;
 use crate::rpc::{Caller, Malformed, Peer, proto};
 use crate::session::{Downward, Ended, Greeting, ManagerAction, ManagerEvent, ManagerSide, Upward, Welcome};
-use crate::store::{Key, StoreError};
+use crate::store::Key;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
@@ -32,9 +32,8 @@ const REPORTS_AT_ONCE: usize = 40;
 /// What an open session holds.
 struct Open {
     session: Session,
-    presence: Arc<Presence>,
-    /// When the lease was last known to live.
-    renewed: Instant,
+    /// When the service was last heard of.
+    heard: Instant,
     /// What the service was last told of managers.
     managers: Vec<String>,
     /// What it was last told of certificates.
@@ -54,8 +53,8 @@ struct Driver {
     /// With `open`.
     concern: Option<Arc<Notify>>,
     asks: Option<mpsc::Receiver<Ask>>,
+    hold: Option<Hold>,
     commit: Pending<(u64, Result<(), Refusal>)>,
-    renewal: Pending<Result<(), StoreError>>,
     waiting: HashMap<u64, oneshot::Sender<Inventory>>,
     nonce: u64,
 }
@@ -71,8 +70,8 @@ pub async fn hold(member: Arc<Member>, inbound: Streaming<proto::ServiceMessage>
         open: None,
         concern: None,
         asks: None,
+        hold: None,
         commit: None,
-        renewal: None,
         waiting: HashMap::new(),
         nonce: 0,
     };
@@ -95,6 +94,13 @@ async fn finished<T>(slot: &mut Pending<T>) -> T {
 async fn concerned(concern: Option<&Notify>) {
     match concern {
         Some(concern) => concern.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn let_go(hold: &mut Option<Hold>) {
+    match hold {
+        Some(hold) => hold.lost().await,
         None => std::future::pending().await,
     }
 }
@@ -134,21 +140,9 @@ impl Driver {
                         return (Ended::Refused(refusal.to_string()), false);
                     }
                 },
-                renewed = finished(&mut self.renewal) => match renewed {
-                    Err(error @ StoreError::LeaseGone(_)) => return (Ended::Refused(error.to_string()), false),
-                    // Another manager may reach the store where this one does not.
-                    Err(error) if self.is_overdue() => return (Ended::Refused(error.to_string()), false),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot renew a service's lease yet");
-                        continue;
-                    }
-                    Ok(()) => {
-                        if let Some(open) = &mut self.open {
-                            open.renewed = Instant::now();
-                        }
-                        continue;
-                    }
-                },
+                () = let_go(&mut self.hold) => {
+                    return (Ended::Refused("this manager's lease ran out, and the session with it".into()), false);
+                }
                 ask = asked(&mut self.asks) => match ask {
                     Some(ask) => {
                         self.nonce += 1;
@@ -223,9 +217,8 @@ impl Driver {
             ManagerAction::Admit(greeting) => return Ok(self.admit(greeting).await),
             ManagerAction::Send(message) => self.send(message).await?,
             ManagerAction::KeepAlive => {
-                if let (Some(open), None) = (&self.open, &self.renewal) {
-                    let presence = open.presence.clone();
-                    self.renewal = Some(Box::pin(async move { presence.renew().await }));
+                if let Some(open) = &mut self.open {
+                    open.heard = Instant::now();
                 }
             }
             ManagerAction::Commit { sequence, reports } => {
@@ -255,11 +248,6 @@ impl Driver {
             Ok(Err(_)) => Err((Ended::Refused("the service closed the stream".into()), false)),
             Err(_) => Err((Ended::Silence(patience), false)),
         }
-    }
-
-    /// Whether the lease has run out as far as this manager can tell.
-    fn is_overdue(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.renewed.elapsed() >= self.member.cluster.spec.lease())
     }
 
     async fn admit(&mut self, greeting: Greeting) -> Vec<ManagerEvent> {
@@ -297,10 +285,10 @@ impl Driver {
             return Err(Refusal::Store("this manager's view is behind the store".into()));
         }
         carry_over(member, &greeting).await?;
-        let presence = Presence::begin(member.store.clone(), member.cluster.spec.lease()).await?;
+        let hold = member.sessions.hold(member.cluster.spec.lease()).await?;
         let session =
             Session { id: SessionId::generate(), service, manager: member.service, since: member.clock.wall() };
-        let (lease, written) = (presence.lease(), session.clone());
+        let (lease, written) = (hold.lease(), session.clone());
         member.writer.write(move |draft| plan::admit_session(draft, &written, &greeting, lease)).await?;
         // Before the assignments are read, so that no later change is missed.
         self.concern = Some(member.view.subscribe(service));
@@ -322,12 +310,12 @@ impl Driver {
         tracing::info!(%service, session = %session.id, "a block service is connected");
         let mut events = vec![ManagerEvent::Admitted { welcome, assignments, partial }];
         events.extend(trust.clone().map(ManagerEvent::Trust));
-        let (presence, renewed) = (Arc::new(presence), Instant::now());
-        self.open = Some(Open { session, presence, renewed, managers, trust, mark, recovering });
+        self.hold = Some(hold);
+        self.open = Some(Open { session, heard: Instant::now(), managers, trust, mark, recovering });
         Ok(events)
     }
 
-    async fn end(mut self, reason: &Ended, release: bool) {
+    async fn end(self, reason: &Ended, release: bool) {
         match &self.open {
             Some(open) => tracing::info!(service = %open.session.service, %reason, "a session ended"),
             None => tracing::warn!(peer = %self.peer.peer, %reason, "a session was not admitted"),
@@ -344,15 +332,11 @@ impl Driver {
         {
             tracing::debug!("the service does not hear why its session ended");
         }
-        self.renewal = None;
         if let Some(open) = self.open {
-            self.member.sessions.close(open.session.service, open.session.id);
-            if release
-                && let Some(presence) = Arc::into_inner(open.presence)
-                && let Err(error) = presence.release().await
-            {
-                tracing::debug!(%error, "the lease runs out by itself");
-            }
+            let (service, session) = (open.session.service, open.session.id);
+            // One that is only cut off must not look gone before its time.
+            let stays = if release { Duration::ZERO } else { self.member.cluster.spec.lease() };
+            self.member.sessions.close(service, session, open.heard + stays);
         }
     }
 }

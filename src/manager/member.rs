@@ -125,6 +125,8 @@ impl Member {
         group.spawn_until_end(super::watch::follow_store(member.clone()));
         group.spawn(super::watch::remember(member.clone()));
         group.spawn(member.clone().stay_present());
+        group.spawn_until_end(super::lifeline::serve(member.clone()));
+        group.spawn_until_end(super::lifeline::tidy(member.clone()));
         group.spawn_until_end(authority::serve(member.clone(), own));
         group.spawn_until_end(super::leader::serve(member.clone()));
         group.spawn_until_end(super::recovering::serve(member.clone()));

@@ -24,6 +24,7 @@ mod history;
 mod images;
 mod init;
 mod leader;
+mod lifeline;
 mod member;
 mod metrics;
 mod migrate;

@@ -37,7 +37,7 @@ pub use orphan::{
 pub use pool::{create_pool, extend_pool, remove_pool, set_pool};
 pub use record::{PRUNED_AT_ONCE, prune_events};
 pub use report::take_reports;
-pub use service::{admit_session, join_service, mark_down, purge_service, remove_service};
+pub use service::{admit_session, close_sessions, join_service, mark_down, purge_service, remove_service};
 pub use snapshot::{WantedSnapshot, create_snapshots, remove_snapshot, revert_volume};
 pub use token::{create_token, purge_token, revoke_token};
 pub use volume::{LimitChanges, Origin, WantedVolume, create_volume, limit_volume, remove_volume, resize_volume};

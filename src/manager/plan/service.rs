@@ -6,7 +6,7 @@ use super::pool::listed;
 use crate::manager::audit::{audit, of_service};
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
-use crate::model::{Author, Kind, Pool, Service, ServiceId, ServiceState, Session, Timestamp, Volume};
+use crate::model::{Author, Kind, Pool, Service, ServiceId, ServiceState, Session, SessionId, Timestamp, Volume};
 use crate::session::Greeting;
 use crate::store::LeaseId;
 
@@ -57,6 +57,16 @@ pub fn admit_session(
     }
     draft.put(service);
     draft.overwrite_leased(session.clone(), lease);
+    Ok(())
+}
+
+/// Takes note that these sessions are over, but for services that have opened another one meanwhile.
+pub fn close_sessions(draft: &mut Draft<'_>, over: &[(ServiceId, SessionId)]) -> Result<(), Refusal> {
+    for (service, session) in over {
+        if draft.get::<Session>(*service).is_some_and(|held| held.id == *session) {
+            draft.delete::<Session>(*service);
+        }
+    }
     Ok(())
 }
 
