@@ -29,7 +29,7 @@ struct Freshness {
 pub struct ViewHandle {
     view: RwLock<View>,
     revision: watch::Sender<Revision>,
-    concerned: Mutex<BTreeMap<ServiceId, Weak<Notify>>>,
+    concerned: Mutex<BTreeMap<ServiceId, Vec<Weak<Notify>>>>,
     freshness: Mutex<Freshness>,
 }
 
@@ -90,23 +90,26 @@ impl ViewHandle {
     fn announce(&self, revision: Revision, concerns: impl Fn(ServiceId) -> bool) {
         self.revision.send_replace(revision);
         let mut concerned = self.concerned.lock().unwrap_or_else(PoisonError::into_inner);
-        concerned.retain(|service, notify| match notify.upgrade() {
-            Some(notify) => {
-                if concerns(*service) {
-                    notify.notify_one();
+        concerned.retain(|service, subscribers| {
+            subscribers.retain(|notify| match notify.upgrade() {
+                Some(notify) => {
+                    if concerns(*service) {
+                        notify.notify_one();
+                    }
+                    true
                 }
-                true
-            }
-            None => false,
+                None => false,
+            });
+            !subscribers.is_empty()
         });
     }
 
-    /// Told once whenever something that concerns `service` has changed since the last time. One subscriber a service:
-    /// a later one takes over.
+    /// Told once whenever something that concerns `service` has changed since the last time. Every subscriber is told: which
+    /// of two sessions of a service holds is for the store to say, and not for who came last.
     pub fn subscribe(&self, service: ServiceId) -> Arc<Notify> {
         let notify = Arc::new(Notify::new());
         let mut concerned = self.concerned.lock().unwrap_or_else(PoisonError::into_inner);
-        concerned.insert(service, Arc::downgrade(&notify));
+        concerned.entry(service).or_default().push(Arc::downgrade(&notify));
         notify
     }
 
@@ -122,5 +125,47 @@ impl ViewHandle {
         let mut changes = self.changes();
         let reached = changes.wait_for(|reached| *reached >= revision);
         matches!(tokio::time::timeout(PATIENCE, reached).await, Ok(Ok(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::enrollment::new_service;
+    use crate::model::{ServiceType, Timestamp};
+    use crate::store::{Entry, Event, Key};
+    use std::future::Future;
+    use std::task::{Context, Waker};
+
+    /// What a commit that concerns the service looks like.
+    fn news(service: ServiceId) -> Batch {
+        let record = new_service(service, ServiceType::Block, "host".into(), "0".into(), Timestamp::EPOCH);
+        let (key, value) = (Key::service(service), serde_json::to_vec(&record).unwrap());
+        Batch {
+            revision: Revision(1),
+            events: vec![Event::Put(Entry { key, value, revision: Revision(1), lease: None })],
+        }
+    }
+
+    fn is_told(concern: &Notify) -> bool {
+        std::pin::pin!(concern.notified()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn who_comes_late_for_a_service_takes_nothing_from_who_is_told_already() {
+        let (view, service) = (ViewHandle::new(View::default()), ServiceId::generate());
+        let holds = view.subscribe(service);
+        // As a session does that another one of the same service has overtaken: it comes, and goes.
+        let overtaken = view.subscribe(service);
+        view.apply(news(service));
+        assert!(is_told(&holds) && is_told(&overtaken));
+        drop(overtaken);
+        view.apply(news(service));
+        assert!(is_told(&holds));
+        view.apply(news(ServiceId::generate()));
+        assert!(!is_told(&holds), "that concerns another one");
+        drop(holds);
+        view.apply(news(service));
+        assert!(view.concerned.lock().unwrap().is_empty(), "nobody is kept in mind who has gone");
     }
 }
