@@ -57,6 +57,8 @@ pub struct ServiceSide {
     heard: Instant,
     /// When the last heartbeat went out. Other messages do not replace one: it is what renews the lease.
     beaten: Instant,
+    /// When the first heartbeat went out since something was heard.
+    asked: Option<Instant>,
     /// Reports not yet sent.
     pending: BTreeMap<AssignedId, Report>,
     /// The batch that is sent and not acknowledged.
@@ -66,6 +68,10 @@ pub struct ServiceSide {
 
 /// How long a manager may take to answer Hello.
 const WELCOME_LIMIT: Duration = Duration::from_secs(5);
+
+/// Periods that a heartbeat may go unanswered. A manager that hangs is left while there is still lease to find another one
+/// with; an answer that takes long, over a line that does, has as long to come.
+const UNANSWERED: u32 = 2;
 
 /// Reports of one batch; keeps a manager's transaction within a store's limits.
 const BATCH: usize = 256;
@@ -77,6 +83,7 @@ impl ServiceSide {
             state: State::Greeting,
             heard: now,
             beaten: now,
+            asked: None,
             pending: BTreeMap::new(),
             unacknowledged: None,
             sequence: 0,
@@ -87,7 +94,11 @@ impl ServiceSide {
     /// When [`ServiceEvent::Tick`] is needed next.
     pub fn deadline(&self) -> Instant {
         match self.state {
-            State::Open { heartbeat, lease, .. } => (self.beaten + heartbeat).min(self.heard + lease),
+            State::Open { heartbeat, lease, .. } => {
+                let silent = self.heard + lease;
+                let hung = self.asked.map_or(silent, |asked| asked + UNANSWERED * heartbeat);
+                (self.beaten + heartbeat).min(silent).min(hung)
+            }
             State::Greeting | State::Ended => self.heard + WELCOME_LIMIT,
         }
     }
@@ -95,7 +106,7 @@ impl ServiceSide {
     pub fn handle(&mut self, event: ServiceEvent, now: Instant) -> Vec<ServiceAction> {
         let mut actions = match event {
             ServiceEvent::Received(message) => {
-                self.heard = now;
+                (self.heard, self.asked) = (now, None);
                 self.receive(message)
             }
             ServiceEvent::Report(reports) => {
@@ -191,9 +202,16 @@ impl ServiceSide {
         if now.saturating_duration_since(self.heard) >= silence {
             return self.end(Ended::Silence(silence));
         }
+        // Counted from the question, so that a service that could not run itself asks before it leaves.
+        if let (Some(period), Some(asked)) = (heartbeat, self.asked)
+            && now.saturating_duration_since(asked) >= UNANSWERED * period
+        {
+            return self.end(Ended::Silence(UNANSWERED * period));
+        }
         match heartbeat {
             Some(period) if now.saturating_duration_since(self.beaten) >= period => {
                 self.beaten = now;
+                self.asked.get_or_insert(now);
                 vec![ServiceAction::Send(Upward::Heartbeat)]
             }
             _ => Vec::new(),

@@ -41,6 +41,7 @@ fn volume(id: u8, generation: u64) -> VolumeAssignment {
         revert: None,
         shrunk: None,
         image: None,
+        moving: None,
         wipe: false,
         made: false,
         removed: false,
@@ -179,6 +180,48 @@ fn silence_ends_either_side() {
     assert_eq!(actions, [ManagerAction::End { reason: Ended::Silence(LEASE), release: false }]);
     let actions = world.service.handle(ServiceEvent::Tick, later);
     assert_eq!(actions, [ServiceAction::End(Ended::Silence(LEASE))]);
+}
+
+/// What a service does at each of these times after its last word from the manager, if nothing more comes.
+fn alone(after: &[u32]) -> Vec<Vec<ServiceAction>> {
+    let mut world = World::open(AssignmentSet::default());
+    let began = world.now;
+    after.iter().map(|quarters| world.service.handle(ServiceEvent::Tick, began + *quarters * HEARTBEAT / 4)).collect()
+}
+
+#[test]
+fn a_manager_that_hangs_is_left_before_the_lease_has_run_out() {
+    let beat = vec![ServiceAction::Send(Upward::Heartbeat)];
+    let left = vec![ServiceAction::End(Ended::Silence(2 * HEARTBEAT))];
+    assert_eq!(alone(&[3, 4, 8, 11, 12]), [vec![], beat.clone(), beat.clone(), vec![], left]);
+    assert!(3 * HEARTBEAT < LEASE, "it is left while there is still lease");
+    // Whatever is heard is an answer.
+    let mut world = World::open(AssignmentSet::default());
+    let began = world.now;
+    for period in 1..9 {
+        assert_eq!(world.service.handle(ServiceEvent::Tick, began + period * HEARTBEAT), beat);
+        let late = began + period * HEARTBEAT + HEARTBEAT * 9 / 10;
+        assert_eq!(world.service.handle(ServiceEvent::Received(Downward::HeartbeatAck), late), []);
+    }
+}
+
+#[test]
+fn a_service_that_could_not_run_itself_asks_before_it_leaves() {
+    let beat = vec![ServiceAction::Send(Upward::Heartbeat)];
+    assert_eq!(alone(&[14])[0], beat, "it was stopped for most of a lease");
+}
+
+#[test]
+fn an_unanswered_heartbeat_has_a_deadline() {
+    let mut world = World::open(AssignmentSet::default());
+    let began = world.now;
+    for period in 1..3 {
+        assert_eq!(world.service.deadline(), began + period * HEARTBEAT);
+        world.service.handle(ServiceEvent::Tick, began + period * HEARTBEAT);
+    }
+    assert_eq!(world.service.deadline(), began + 3 * HEARTBEAT);
+    let actions = world.service.handle(ServiceEvent::Tick, began + 3 * HEARTBEAT);
+    assert!(matches!(actions[..], [ServiceAction::End(_)]), "{actions:?}");
 }
 
 #[test]

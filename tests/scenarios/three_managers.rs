@@ -15,7 +15,11 @@ struct Three {
 
 impl Three {
     fn start() -> Self {
-        let cluster = Cluster::join(Backing::ThreeEtcds, FAST);
+        Self::with(FAST)
+    }
+
+    fn with(options: &str) -> Self {
+        let cluster = Cluster::join(Backing::ThreeEtcds, options);
         let others: Vec<_> = ["manager-02", "manager-03"].map(|name| cluster.another_manager(name)).into();
         for (_, control) in &others {
             until("a manager that knows its store", || {
@@ -106,6 +110,33 @@ fn any_manager_serves_any_request_and_block_services_move_to_those_that_are_left
     controls[1].wait_for_service(&first, "ready");
     controls[2].ok("volume create b --size 1M");
     controls[1].check_when_settled_somewhere();
+}
+
+#[test]
+fn a_manager_that_hangs_is_left_while_the_lease_lives_and_nothing_flaps() {
+    // A lease that would run out is seen by the leader, which calls the service down.
+    let mut three = Three::with("--heartbeat 300ms --lease 10s");
+    let controls = three.controls();
+    controls[1].ok(&format!("pool create main --path {}", three.cluster.pool().display()));
+    controls[1].ok("volume create a --size 1M");
+    let mut connected = client(&controls[1].uri("a", "nbd")).expect("a connection");
+    let (first, block) = (three.id(0), three.cluster.service_id());
+    let holder = || controls[1].text(&format!("service get {block}"), "/status/manager");
+    assert_eq!(holder(), first);
+    let before = controls[1].json("volume get a");
+    three.daemon(0).signal(Signal::SIGSTOP);
+    until("the block service to be with another manager", || (holder() != first).then_some(()));
+    assert_eq!(controls[1].service_state(&first), "ready", "even its own lease lives still");
+    connected.write(0, &[1; 4096], true).expect("the same connection");
+    controls[2].ok("volume create b --size 1M");
+    let after = controls[2].json("volume get a");
+    assert_eq!((&after["meta"], &after["status"]), (&before["meta"], &before["status"]), "no state flapped");
+    three.daemon(0).signal(Signal::SIGCONT);
+    until("the first manager to see that", || (controls[0].names("volume").len() == 2).then_some(()));
+    assert_ne!(holder(), first, "it comes back by itself as little as others take it away");
+    assert_eq!(entries(&controls[1], "service.down", &block), 0, "the block service was called down");
+    connected.write(0, &[2; 4096], true).expect("the same connection");
+    controls[0].check_when_settled_somewhere();
 }
 
 #[test]
