@@ -28,6 +28,7 @@ mod lifeline;
 mod member;
 mod metrics;
 mod migrate;
+mod moves;
 mod orphans;
 mod plan;
 mod recovering;
@@ -59,8 +60,10 @@ pub(crate) mod inside {
     pub use super::check::{Findings, check_state};
     pub use super::draft::Draft;
     pub use super::plan::{
-        LimitChanges, WantedVolume, admit_session, create_pool, create_volume, join_service, limit_volume, mark_down,
-        remove_volume, resize_volume, take_reports,
+        Access, LimitChanges, Origin, WantedImage, WantedSnapshot, WantedVolume, admit_session, attach_volume,
+        create_pool, create_snapshots, create_volume, detach_volume, drain_service, import_image, join_service,
+        limit_volume, mark_down, remove_image, remove_service, remove_snapshot, remove_volume, resize_volume,
+        revert_volume, seal_image, take_reports,
     };
     pub use super::refusal::Refusal;
     pub use super::view::View;

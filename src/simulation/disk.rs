@@ -1,7 +1,12 @@
-//! What a host keeps: pools and volumes with their bytes, changed a step at a time, so that a crash may come between any
-//! two of them. It watches over what no step may do, whoever asked for it.
+//! What a host keeps: pools, volumes and snapshots with their bytes, changed a step at a time, so that a crash may come
+//! between any two of them. It watches over what no step may do, whoever asked for it.
 
-use crate::model::{Assigned, ByteSize, Generation, PoolAssignment, PoolId, VolumeAssignment, VolumeId};
+use super::Planted;
+use super::image::{content, is_as_sealed};
+use crate::model::{
+    Assigned, ByteSize, Generation, PoolAssignment, PoolId, SnapshotAssignment, SnapshotId, Source, VolumeAssignment,
+    VolumeId,
+};
 use crate::reconcile::Task;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,10 +21,57 @@ pub struct OnDisk {
     pub bytes: u64,
 }
 
+/// A snapshot on disk. One that is not described is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub described: bool,
+    pub volume: VolumeId,
+    pub size: ByteSize,
+    pub bytes: u64,
+}
+
+/// What has had a tombstone in the store.
+#[derive(Default)]
+pub struct Buried {
+    pub volumes: BTreeSet<VolumeId>,
+    pub snapshots: BTreeSet<SnapshotId>,
+}
+
+/// What has become of bytes, for whoever knows what must be in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A volume begins with these, which are another's.
+    Born {
+        volume: VolumeId,
+        of: Source,
+        bytes: u64,
+    },
+    /// A volume begins with what was fetched for it.
+    Filled {
+        volume: VolumeId,
+        bytes: u64,
+    },
+    Taken {
+        snapshot: SnapshotId,
+        bytes: u64,
+    },
+    /// As the generation asked for.
+    PutBack {
+        volume: VolumeId,
+        since: Generation,
+        to: SnapshotId,
+        bytes: u64,
+    },
+}
+
 #[derive(Default)]
 pub struct Disk {
     pub pools: BTreeSet<PoolId>,
     pub volumes: BTreeMap<VolumeId, OnDisk>,
+    pub snapshots: BTreeMap<SnapshotId, Kept>,
+    /// Since it was last asked.
+    pub news: Vec<News>,
+    pub planted: Option<Planted>,
     /// Volumes that somebody else took away.
     pub lost: BTreeSet<VolumeId>,
 }
@@ -36,13 +88,15 @@ pub enum Step {
 pub type Violation = String;
 
 impl Disk {
-    /// One more step of a task; `buried` are the volumes that have had a tombstone in the store.
-    pub fn step(&mut self, task: &Task, buried: &BTreeSet<VolumeId>) -> Result<Step, Violation> {
+    /// One more step of a task.
+    pub fn step(&mut self, task: &Task, buried: &Buried) -> Result<Step, Violation> {
         match task {
             Task::Ensure(Assigned::Pool(pool)) => Ok(self.ensure_pool(pool)),
             Task::Ensure(Assigned::Volume(volume)) => self.ensure_volume(volume),
             Task::Remove(Assigned::Pool(pool)) => Ok(self.remove_pool(pool)),
             Task::Remove(Assigned::Volume(volume)) => self.destroy(volume.id, buried),
+            Task::Ensure(Assigned::Snapshot(snapshot)) => Ok(self.ensure_snapshot(snapshot)),
+            Task::Remove(Assigned::Snapshot(snapshot)) => self.destroy_snapshot(snapshot.id, buried),
             Task::Drop(_) | Task::Ensure(_) | Task::Remove(_) => Ok(Step::Done),
         }
     }
@@ -68,29 +122,38 @@ impl Disk {
 
     fn ensure_volume(&mut self, volume: &VolumeAssignment) -> Result<Step, Violation> {
         let (id, generation, size) = (volume.id, volume.generation, volume.size);
-        let Some(held) = self.volumes.get_mut(&id) else {
-            if volume.made {
-                return Ok(Step::Failed("the volume is lost".into()));
-            }
-            if self.lost.contains(&id) {
-                return Err(format!(
-                    "volume {} was lost, and was made anew as if it had never held bytes",
-                    volume.name
-                ));
-            }
-            let new = OnDisk { described: false, generation: Generation::default(), size, pool: volume.pool, bytes: 0 };
-            self.volumes.insert(id, new);
-            return Ok(Step::More);
-        };
+        if !self.volumes.contains_key(&id) {
+            return self.make(volume);
+        }
+        let back = volume.revert.and_then(|revert| Some((revert, self.kept(revert.to)?)));
+        let again = self.planted == Some(Planted::PutBackAgain);
+        let Some(held) = self.volumes.get_mut(&id) else { return Ok(Step::Done) };
         if held.described && generation < held.generation {
             return Err(format!(
                 "volume {} goes back from {:?} to {generation:?} on disk",
                 volume.name, held.generation
             ));
         }
+        let due = |since| held.generation < since || again && held.generation == since;
+        if volume.revert.is_some_and(|revert| due(revert.since)) {
+            let Some((revert, bytes)) = back else { return Ok(Step::Failed("the snapshot is lost".into())) };
+            (held.bytes, held.generation) = (bytes, generation);
+            self.news.push(News::PutBack { volume: id, since: revert.since, to: revert.to, bytes });
+            return Ok(Step::More);
+        }
         if held.size < size {
             held.size = size;
             return Ok(Step::More);
+        }
+        if held.size > size {
+            if volume.shrunk.is_none_or(|since| held.generation >= since) {
+                return Ok(Step::Failed("nobody allowed it to shrink".into()));
+            }
+            (held.size, held.generation) = (size, generation);
+            return Ok(Step::More);
+        }
+        if volume.image.as_ref().is_some_and(|tie| !is_as_sealed(tie, held.bytes, self.planted)) {
+            return Ok(Step::Failed("it is not what was sealed".into()));
         }
         if (held.generation, held.described) != (generation, true) {
             held.generation = generation;
@@ -100,9 +163,75 @@ impl Disk {
         Ok(Step::Done)
     }
 
+    fn make(&mut self, volume: &VolumeAssignment) -> Result<Step, Violation> {
+        if volume.made {
+            return Ok(Step::Failed("the volume is lost".into()));
+        }
+        if self.lost.contains(&volume.id) {
+            return Err(format!("volume {} was lost, and was made anew as if it had never held bytes", volume.name));
+        }
+        let supply = volume.image.as_ref().and_then(|tie| tie.supply());
+        let off = u64::from(self.planted == Some(Planted::FillAnything));
+        let bytes = match (volume.source, supply) {
+            (None, None) => Some(0),
+            (None, Some(supply)) => supply.sha256.map(|digest| content(digest) + off),
+            (Some(Source::Volume(id)), _) => self.volumes.get(&id).filter(|it| it.described).map(|it| it.bytes),
+            (Some(Source::Snapshot(id)), _) => self.kept(id),
+        };
+        let Some(bytes) = bytes else { return Ok(Step::Failed("what it is a copy of is lost".into())) };
+        if let Some(of) = volume.source {
+            self.news.push(News::Born { volume: volume.id, of, bytes });
+        } else if supply.is_some() {
+            self.news.push(News::Filled { volume: volume.id, bytes });
+        }
+        let (size, pool) = (volume.size, volume.pool);
+        self.volumes
+            .insert(volume.id, OnDisk { described: false, generation: Generation::default(), size, pool, bytes });
+        Ok(Step::More)
+    }
+
+    /// The bytes of a snapshot. A planted bug takes those that its volume has now.
+    fn kept(&self, id: SnapshotId) -> Option<u64> {
+        let kept = self.snapshots.get(&id).filter(|kept| kept.described)?;
+        match (self.planted, self.volumes.get(&kept.volume)) {
+            (Some(Planted::CopyLive), Some(volume)) => Some(volume.bytes),
+            _ => Some(kept.bytes),
+        }
+    }
+
+    fn ensure_snapshot(&mut self, wanted: &SnapshotAssignment) -> Step {
+        let anew = self.planted == Some(Planted::TakeAnew);
+        match self.snapshots.get_mut(&wanted.id) {
+            Some(kept) if kept.described && !anew => return Step::Done,
+            Some(kept) if !kept.described => {
+                kept.described = true;
+                self.news.push(News::Taken { snapshot: wanted.id, bytes: kept.bytes });
+                return if anew { Step::Done } else { Step::More };
+            }
+            None if wanted.made => return Step::Failed("the snapshot is lost".into()),
+            _ => {}
+        }
+        let Some(volume) = self.volumes.get(&wanted.volume).filter(|volume| volume.described) else {
+            return Step::Failed("its volume is lost".into());
+        };
+        let kept = Kept { described: false, volume: wanted.volume, size: volume.size, bytes: volume.bytes };
+        self.snapshots.insert(wanted.id, kept);
+        Step::More
+    }
+
+    fn destroy_snapshot(&mut self, id: SnapshotId, buried: &Buried) -> Result<Step, Violation> {
+        if !buried.snapshots.contains(&id) && self.snapshots.contains_key(&id) {
+            return Err(format!("snapshot {id} is destroyed without a tombstone"));
+        }
+        match self.snapshots.remove(&id) {
+            Some(_) => Ok(Step::More),
+            None => Ok(Step::Done),
+        }
+    }
+
     /// First it is no volume any more, then its bytes go.
-    pub fn destroy(&mut self, id: VolumeId, buried: &BTreeSet<VolumeId>) -> Result<Step, Violation> {
-        if !buried.contains(&id) && self.volumes.contains_key(&id) {
+    pub fn destroy(&mut self, id: VolumeId, buried: &Buried) -> Result<Step, Violation> {
+        if !buried.volumes.contains(&id) && self.volumes.contains_key(&id) {
             return Err(format!("volume {id} is destroyed without a tombstone"));
         }
         match self.volumes.get_mut(&id) {

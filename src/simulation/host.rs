@@ -2,10 +2,10 @@
 //! `block::agent`: a tombstone is in the ledger before it is acted on, and nothing is told that the ledger does not hold.
 
 use super::Planted;
-use super::disk::{Disk, Step, Violation};
+use super::disk::{Buried, Disk, Step, Violation};
 use crate::model::*;
 use crate::reconcile::{Task, World};
-use crate::session::{Greeting, ServiceAction, ServiceEvent, ServiceSide, Upward};
+use crate::session::{Ended, Greeting, ServiceAction, ServiceEvent, ServiceSide, Upward};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -20,6 +20,8 @@ pub struct Running {
     pub session: Option<ServiceSide>,
     /// The session has said what is assigned, so that it is told how everything stands.
     told: bool,
+    /// Who is let in to what, by the volumes' names: under which attachment, and whether beside others.
+    pub granted: BTreeMap<(Name, ClientId), (AttachmentId, bool)>,
 }
 
 pub struct Host {
@@ -28,15 +30,21 @@ pub struct Host {
     ledger: AssignmentSet,
     /// None while it is down.
     pub running: Option<Running>,
+    /// It was told that it is no member any more.
+    pub dismissed: bool,
     planted: Planted,
 }
 
 impl Host {
     pub fn new(id: ServiceId, planted: Planted) -> Self {
-        Self { id, disk: Disk::default(), ledger: AssignmentSet::default(), running: None, planted }
+        let disk = Disk { planted: Some(planted), ..Disk::default() };
+        Self { id, disk, ledger: AssignmentSet::default(), running: None, dismissed: false, planted }
     }
 
     pub fn start(&mut self) {
+        if self.dismissed {
+            return;
+        }
         self.running = Some(Running {
             assigned: self.ledger.clone(),
             dirty: false,
@@ -46,6 +54,7 @@ impl Host {
             hands: Vec::new(),
             session: None,
             told: false,
+            granted: BTreeMap::new(),
         });
     }
 
@@ -60,6 +69,23 @@ impl Host {
             _ => None,
         };
         self.running.iter().flat_map(|running| running.world.held.values().filter_map(done)).collect()
+    }
+
+    /// Volumes that anybody may write to.
+    pub fn open_to_clients(&self) -> BTreeSet<VolumeId> {
+        let assigned = self.running.as_ref().map(|running| &running.assigned.volumes);
+        let is_base = |id: &VolumeId| {
+            let volume = assigned.and_then(|assigned| assigned.get(id));
+            volume.is_none_or(|volume| volume.image.as_ref().is_some_and(|tie| tie.is_base()))
+        };
+        self.served().into_iter().filter(|id| !is_base(id)).collect()
+    }
+
+    /// Whether this attempt at an import may write to the base, as it is served now.
+    pub fn takes_upload(&self, base: VolumeId, attempt: u64) -> bool {
+        let held = self.running.as_ref().and_then(|running| running.world.held.get(&base.into()));
+        let Some(Assigned::Volume(volume)) = held.map(|progress| progress.object()) else { return false };
+        volume.image.as_ref().is_some_and(|tie| tie.role == ImageRole::Upload { upload: attempt })
     }
 
     pub fn greet(&mut self, cluster: ClusterId, now: Instant) -> Vec<Upward> {
@@ -99,6 +125,13 @@ impl Host {
                     next.apply(changes.clone());
                     self.take(|assigned| assigned.apply(changes), &next);
                     says.extend(self.tell_all(now));
+                }
+                ServiceAction::End(Ended::Removed) => {
+                    // It stops; what is on its disks stays, for whoever adopts it.
+                    (self.running, self.dismissed) = (None, true);
+                    if self.planted == Planted::WipeWhenRemoved {
+                        self.disk.volumes.clear();
+                    }
                 }
                 ServiceAction::End(_) => {
                     if let Some(running) = &mut self.running {
@@ -166,7 +199,7 @@ impl Host {
     pub fn work(
         &mut self,
         choice: usize,
-        buried: &BTreeSet<VolumeId>,
+        buried: &Buried,
         now: Instant,
         disk_works: bool,
     ) -> Result<Vec<Upward>, Violation> {
@@ -178,6 +211,12 @@ impl Host {
         let step = match (&running.hands[place], disk_works) {
             (Task::Drop(Assigned::Volume(volume)), _) if self.planted == Planted::DestroyDropped => {
                 self.disk.destroy(volume.id, buried)?
+            }
+            (Task::Ensure(Assigned::Attachment(held)), _) => admit(&mut running.granted, held),
+            (Task::Remove(Assigned::Attachment(_)), _) if self.planted == Planted::KeepGrants => Step::Done,
+            (Task::Remove(Assigned::Attachment(held)) | Task::Drop(Assigned::Attachment(held)), _) => {
+                running.granted.retain(|_, (id, _)| *id != held.id);
+                Step::Done
             }
             (task, true) => self.disk.step(task, buried)?,
             (Task::Drop(_), false) => Step::Done,
@@ -196,7 +235,11 @@ impl Host {
             Task::Ensure(_) | Task::Remove(_) if failure.is_none() => running.dirty |= running.assigned.mark_made(id),
             Task::Ensure(_) | Task::Remove(_) => {}
         }
-        running.held_back.extend(report(&task, failure));
+        let size = match id {
+            AssignedId::Snapshot(id) => self.disk.snapshots.get(&id).map(|kept| kept.size),
+            _ => None,
+        };
+        running.held_back.extend(report(&task, size.unwrap_or_default(), failure));
         if self.planted == Planted::ForgetMade {
             running.assigned.volumes.values_mut().for_each(|volume| volume.made = false);
         }
@@ -222,8 +265,20 @@ impl Host {
     }
 }
 
-/// What is told of a task that ended.
-fn report(task: &Task, failure: Option<String>) -> Option<Report> {
+/// Lets a client in, unless somebody is in the way: as `export::grants` has it.
+fn admit(granted: &mut BTreeMap<(Name, ClientId), (AttachmentId, bool)>, held: &AttachmentAssignment) -> Step {
+    let others = |((name, client), (_, shared)): (&(Name, ClientId), &(AttachmentId, bool))| {
+        *name == held.volume_name && *client != held.client && !(*shared && held.shared)
+    };
+    if granted.iter().any(others) {
+        return Step::Failed("another client is there".into());
+    }
+    granted.insert((held.volume_name.clone(), held.client), (held.id, held.shared));
+    Step::Done
+}
+
+/// What is told of a task that ended; `size` is a snapshot's.
+fn report(task: &Task, size: ByteSize, failure: Option<String>) -> Option<Report> {
     let object = task.object();
     if let Some(why) = failure {
         return Some(object.unknown(why));
@@ -235,7 +290,7 @@ fn report(task: &Task, failure: Option<String>) -> Option<Report> {
     };
     match object {
         Assigned::Pool(pool) => {
-            let (capacity, used) = (ByteSize::mib(64), ByteSize::ZERO);
+            let (capacity, used) = (ByteSize::mib(160), ByteSize::ZERO);
             let known = PoolCapacity { capacity, used, copies: true, ..PoolCapacity::default() };
             let capacity = if removed { Observed::Absent } else { Observed::Known(known) };
             Some(Report::Pool(PoolReport { id: pool.id, generation: pool.generation, capacity, failure: None }))
@@ -251,6 +306,16 @@ fn report(task: &Task, failure: Option<String>) -> Option<Report> {
                 failure: None,
             }))
         }
-        Assigned::Snapshot(_) | Assigned::Attachment(_) => None,
+        Assigned::Snapshot(it) => {
+            let taken = TakenSnapshot { size, at: Timestamp::EPOCH, fill: None };
+            let snapshot = if removed { Observed::Absent } else { Observed::Known(taken) };
+            let (id, generation) = (it.id, it.generation);
+            Some(Report::Snapshot(SnapshotReport { id, generation, snapshot, spoilt: false, failure: None }))
+        }
+        Assigned::Attachment(it) => {
+            let in_force = if removed { Observed::Absent } else { Observed::Known(()) };
+            let (id, generation) = (it.id, it.generation);
+            Some(Report::Attachment(AttachmentReport { id, generation, in_force, failure: None }))
+        }
     }
 }

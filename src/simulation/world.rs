@@ -1,14 +1,11 @@
 //! One seed's world: who there is, what can happen next, and what must be true whatever happens.
 
-use super::disk::Violation;
+use super::disk::{Buried, News, Violation};
 use super::host::Host;
 use super::manager::{LEASE, Manager, Now, Says};
 use super::store::{Store, Time};
-use super::{Planted, record};
-use crate::manager::inside::{
-    Draft, Findings, LimitChanges, Refusal, View, WantedVolume, check_state, create_pool, create_volume, join_service,
-    limit_volume, remove_volume, resize_volume,
-};
+use super::{Planted, operator, record};
+use crate::manager::inside::{Draft, Findings, Refusal, View, check_state, create_pool, join_service};
 use crate::model::*;
 use crate::session::{Downward, ServiceEvent, Step, Upward};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,11 +29,11 @@ struct Link {
 }
 
 pub struct World {
-    random: fastrand::Rng,
-    planted: Planted,
+    pub(super) random: fastrand::Rng,
+    pub(super) planted: Planted,
     began: Instant,
     time: Time,
-    next: u128,
+    pub(super) next: u128,
     pub(super) store: Store,
     pub(super) managers: Vec<Manager>,
     pub(super) hosts: Vec<Host>,
@@ -44,15 +41,27 @@ pub struct World {
     /// Nothing gets through between these managers and hosts.
     parted: BTreeSet<(usize, usize)>,
     full: BTreeSet<usize>,
-    /// Volumes that have had a tombstone, and every write that clients had acknowledged.
-    pub(super) buried: BTreeSet<VolumeId>,
+    /// What has had a tombstone, and every write that clients had acknowledged.
+    pub(super) buried: Buried,
     pub(super) written: BTreeMap<VolumeId, u64>,
+    /// What volumes came into being with that are copies, and what is in each snapshot.
+    pub(super) born: BTreeMap<VolumeId, u64>,
+    pub(super) kept: BTreeMap<SnapshotId, u64>,
+    /// Volumes that were put back, and under which generations.
+    pub(super) put_back: BTreeSet<(VolumeId, Generation)>,
+    /// Of all volumes together, so that no two have the same bytes.
+    writes: u64,
+    /// Attachments that ended by the word of their service.
+    pub(super) closed: BTreeSet<AttachmentId>,
+    /// Services that were taken out, and the volumes on their disks then.
+    pub(super) orphans: BTreeMap<ServiceId, BTreeSet<VolumeId>>,
+    pub(super) drained: usize,
     checked: usize,
     /// What a manager would see that never lags.
-    truth: View,
+    pub(super) truth: View,
 }
 
-fn somebody() -> Author {
+pub(super) fn somebody() -> Author {
     Author { who: "local root".into(), origin: "the control socket".into() }
 }
 
@@ -75,13 +84,29 @@ impl World {
             links: BTreeMap::new(),
             parted: BTreeSet::new(),
             full: BTreeSet::new(),
-            buried: BTreeSet::new(),
+            buried: Buried::default(),
             written: BTreeMap::new(),
+            born: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            put_back: BTreeSet::new(),
+            writes: 0,
+            closed: BTreeSet::new(),
+            orphans: BTreeMap::new(),
+            drained: 0,
             checked: 0,
             truth: View::default(),
         };
         for manager in &mut world.managers {
             manager.start(&world.store);
+        }
+        for client in operator::clients() {
+            world
+                .write(0, |draft| {
+                    draft.claim(Kind::Client, &client.meta.name, client.meta.id)?;
+                    draft.put(client.clone());
+                    Ok(())
+                })
+                .ok();
         }
         for place in 0..HOSTS {
             world.hosts[place].start();
@@ -108,7 +133,11 @@ impl World {
         act(&mut self.managers[place], &mut now)
     }
 
-    fn write<T>(&mut self, place: usize, plan: impl FnMut(&mut Draft<'_>) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    pub(super) fn write<T>(
+        &mut self,
+        place: usize,
+        plan: impl FnMut(&mut Draft<'_>) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         let (outcome, says) = self.with_manager(place, |manager, now| manager.write(now, plan));
         self.post(place, says);
         outcome
@@ -298,7 +327,44 @@ impl World {
         let choice = self.random.usize(..64);
         let says = self.hosts[host].work(choice, &self.buried, instant, works)?;
         self.post_up(host, says);
-        Ok(())
+        let news = std::mem::take(&mut self.hosts[host].disk.news);
+        news.into_iter().try_for_each(|news| self.learn(news))
+    }
+
+    /// Bytes have come from somewhere: they must be the right ones, and may come once.
+    fn learn(&mut self, news: News) -> Result<(), Violation> {
+        match news {
+            News::Taken { snapshot, bytes } => match self.kept.insert(snapshot, bytes) {
+                Some(before) => Err(format!("snapshot {snapshot} had {before}, and was taken anew with {bytes}")),
+                None => Ok(()),
+            },
+            News::Filled { volume, bytes } => {
+                self.born.insert(volume, bytes);
+                self.look_at_birth(volume, bytes)
+            }
+            News::Born { volume, of, bytes } => {
+                self.born.insert(volume, bytes);
+                self.look_at_birth(volume, bytes)?;
+                match of {
+                    Source::Snapshot(id) if self.kept.get(&id) != Some(&bytes) => {
+                        Err(format!("volume {volume} is a copy of snapshot {id}, and has other bytes than that"))
+                    }
+                    Source::Snapshot(_) | Source::Volume(_) => Ok(()),
+                }
+            }
+            News::PutBack { volume, since, to, bytes } => {
+                self.written.insert(volume, bytes);
+                if !self.put_back.insert((volume, since)) {
+                    return Err(format!("volume {volume} is put back twice for generation {since:?}"));
+                }
+                match self.kept.get(&to) == Some(&bytes) {
+                    true => Ok(()),
+                    false => {
+                        Err(format!("volume {volume} is put back to snapshot {to}, and has other bytes than that"))
+                    }
+                }
+            }
+        }
     }
 
     /// Nobody stops serving what the cluster wants served there.
@@ -338,39 +404,13 @@ impl World {
 
     /// A client's write that is acknowledged.
     fn serve_client(&mut self, host: usize) {
-        let served: Vec<VolumeId> = self.hosts[host].served().into_iter().collect();
+        let served: Vec<VolumeId> = self.hosts[host].open_to_clients().into_iter().collect();
         let Some(id) = self.random.choice(served) else { return };
         if let Some(volume) = self.hosts[host].disk.volumes.get_mut(&id) {
-            volume.bytes += 1;
+            self.writes += 1;
+            volume.bytes = self.writes;
             self.written.insert(id, volume.bytes);
         }
-    }
-
-    /// Something that an operator asks for.
-    fn ask(&mut self, manager: usize) {
-        if !self.managers[manager].is_up {
-            return;
-        }
-        let name: Name = format!("v{}", self.random.u8(..5)).parse().expect("a name");
-        let (size, iops) = (ByteSize::mib(self.random.u64(1..20)), self.random.u64(1..4) * 100);
-        let author = somebody();
-        let reference = name.to_string();
-        let asked = match self.random.u8(..7) {
-            0..3 => {
-                self.next += 1 << 16;
-                let id = VolumeId::from_bytes(self.next.to_be_bytes());
-                let wanted = WantedVolume { size: Some(size), pool: None, origin: None };
-                self.write(manager, |draft| create_volume(draft, &author, id, &name, &wanted))
-            }
-            3 => self.write(manager, |draft| resize_volume(draft, &author, &reference, size, false)),
-            4 | 5 => {
-                let changes = LimitChanges { iops: Some(Some(iops)), ..LimitChanges::default() };
-                self.write(manager, |draft| limit_volume(draft, &author, &reference, changes))
-            }
-            _ => self.write(manager, |draft| remove_volume(draft, &author, &reference, None)),
-        };
-        // A refusal is as good: nothing has changed.
-        drop(asked);
     }
 
     /// What holds at any time, of what was committed since the last look.
@@ -378,12 +418,12 @@ impl World {
         if self.checked == self.store.log.len() {
             return Ok(());
         }
-        for batch in &self.store.log[self.checked..] {
-            self.truth.apply(batch.clone());
-            let removed = self.truth.volumes.values().filter(|volume| volume.value.meta.is_removed());
-            self.buried.extend(removed.map(|volume| volume.value.meta.id));
+        while let Some(batch) = self.store.log.get(self.checked).cloned() {
+            self.checked += 1;
+            self.take_note(batch)?;
         }
-        self.checked = self.store.log.len();
+        self.look_at_hosts()?;
+        self.look_at_images()?;
         let mut findings = Findings::default();
         check_state(&self.truth, &mut findings);
         match findings.faults.first() {
