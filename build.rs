@@ -18,6 +18,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     std::fs::write(PathBuf::from(std::env::var("OUT_DIR")?).join("methods.rs"), format!("&{methods:?}"))?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Most volumes have neither, and objects are to be about as large as one another.
+    let rare = [".symphony.v1.VolumeSpec.image", ".symphony.v1.VolumeSpec.moving"];
+    let builder = rare.into_iter().fold(tonic_prost_build::configure(), |builder, field| builder.boxed(field));
+    builder.compile_fds(descriptors)?;
     Ok(())
 }

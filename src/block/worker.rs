@@ -1,7 +1,9 @@
 //! Carries tasks out on backends and exports. Runs on blocking threads; decides nothing.
 
+mod identity;
 mod image;
 mod inventory;
+mod moving;
 mod pool;
 mod snapshot;
 
@@ -15,6 +17,7 @@ use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
 use crate::runtime::Turns;
+use identity::bytes_of;
 use image::Images;
 use pool::OpenPool;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,13 +47,17 @@ enum TaskError {
     Backend(#[from] BackendError),
     #[error("pool {0} is not open")]
     PoolClosed(PoolId),
-    #[error("volume '{volume}' is in use by {users} connections: it is put back or shrunk once they are closed")]
+    #[error("volume '{volume}' is in use by {users} connections: it is put back, shrunk or moved once they are closed")]
     InUse { volume: Name, users: usize },
     #[error("the content is not what was sent: its sha256 is {found}, and should be {wanted}; import it again")]
     Differs { found: Digest, wanted: Digest },
-    #[error("fetching the content of an image from block service {service}: {reason}")]
+    #[error(
+        "what was copied from block service {service} has sha256 {found} here, and should have {wanted}; it is copied again"
+    )]
+    Torn { service: ServiceId, found: Digest, wanted: Digest },
+    #[error("fetching the content from block service {service}: {reason}")]
     Supply { service: ServiceId, reason: String },
-    #[error("reading or writing the content of an image")]
+    #[error("reading or writing the content")]
     Medium(#[source] std::io::Error),
     #[error("the block service is stopping")]
     Ending,
@@ -122,6 +129,8 @@ pub struct Worker {
     /// One set of snapshots at a time, by its first.
     taking: Turns<SnapshotId>,
     images: Images,
+    /// Names under which those are told why who look for a volume that is being moved.
+    withheld: Mutex<BTreeMap<VolumeId, Name>>,
     doors: Doors,
     places: Arc<Places>,
     /// A pool is opened by one at a time.
@@ -132,9 +141,9 @@ impl Worker {
     pub fn new(cluster: ClusterId, exports: Arc<ExportTable>, doors: Doors, peers: Peers, places: Arc<Places>) -> Self {
         let (pools, served, admitted) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (accounts, taking) = (Mutex::default(), Turns::default());
-        let images = Images::new(peers);
+        let (images, withheld) = (Images::new(peers), Mutex::default());
         let (cluster, opening) = (Mutex::new(cluster), Turns::default());
-        Self { cluster, pools, exports, served, accounts, admitted, taking, images, doors, places, opening }
+        Self { cluster, pools, exports, served, accounts, admitted, taking, images, withheld, doors, places, opening }
     }
 
     fn cluster(&self) -> ClusterId {
@@ -177,7 +186,7 @@ impl Worker {
             }
         };
         let interrupted = done.as_ref().is_err_and(TaskError::is_interruption);
-        let report = Some(done.unwrap_or_else(|error| failed(task.object(), &error)));
+        let report = Some(done.unwrap_or_else(|error| self.failed(task.object(), &error)));
         Outcome { task, report, interrupted }
     }
 
@@ -219,6 +228,7 @@ impl Worker {
             Assigned::Pool(pool) => drop(self.pools().remove(&pool.id)),
             Assigned::Volume(volume) => {
                 self.images.withdraw(volume.id);
+                self.withhold_no_longer(volume.id);
                 self.retire(volume.id);
             }
             // Nothing of it is open.
@@ -255,6 +265,28 @@ impl Worker {
             return Ok(ServedVolume { size, exports: self.exports_of(&volume.name) });
         }
         let backend = self.pool(volume.pool)?;
+        self.make_volume(volume, &*backend)?;
+        if let Some(tie) = volume.image.as_ref().filter(|tie| tie.is_kept_from_clients()) {
+            self.keep_for_others(volume, tie);
+            return Ok(ServedVolume { size: volume.size, exports: Vec::new() });
+        }
+        if self.keep_for_copy(volume) {
+            return Ok(ServedVolume { size: volume.size, exports: Vec::new() });
+        }
+        let io = backend.open_volume(volume.id)?;
+        let size = ByteSize::bytes(io.size());
+        if !self.served().contains_key(&volume.id) {
+            let description = format!("symphony volume {}", volume.id);
+            let name = volume.name.to_string();
+            let id = bytes_of(volume);
+            self.exports.publish(ServedExport { name, id, description, io, read_only: false, account })?;
+        }
+        self.served().insert(volume.id, Served { as_assigned: volume.clone(), size });
+        Ok(ServedVolume { size, exports: self.exports_of(&volume.name) })
+    }
+
+    /// Makes the volume be on its medium what it is to be, with all the bytes that it begins with.
+    fn make_volume(&self, volume: &VolumeAssignment, backend: &dyn Backend) -> Result<(), TaskError> {
         let layout = VolumeLayout {
             id: volume.id,
             name: volume.name.clone(),
@@ -270,24 +302,14 @@ impl Worker {
             drop(still);
         }
         if let Some(tie) = &volume.image {
-            self.ensure_image(volume, tie, &*backend, &layout)?;
+            self.ensure_image(volume, tie, backend, &layout)?;
         }
-        let done = keep(&*backend, layout)?;
+        if let Some(moving) = &volume.moving {
+            self.ensure_moved(volume, moving, backend, &layout)?;
+        }
+        let done = keep(backend, layout)?;
         tracing::debug!(volume = %volume.name, ?done, "a volume is as it should be");
-        if let Some(tie) = volume.image.as_ref().filter(|tie| tie.is_kept_from_clients()) {
-            self.keep_for_others(volume, tie);
-            return Ok(ServedVolume { size: volume.size, exports: Vec::new() });
-        }
-        let io = backend.open_volume(volume.id)?;
-        let size = ByteSize::bytes(io.size());
-        if !self.served().contains_key(&volume.id) {
-            let description = format!("symphony volume {}", volume.id);
-            let name = volume.name.to_string();
-            let id = bytes_of(volume);
-            self.exports.publish(ServedExport { name, id, description, io, read_only: false, account })?;
-        }
-        self.served().insert(volume.id, Served { as_assigned: volume.clone(), size });
-        Ok(ServedVolume { size, exports: self.exports_of(&volume.name) })
+        Ok(())
     }
 
     /// Keeps everybody from changing what the volume's bytes come from, until the copy has begun. One whose bytes are to be
@@ -304,6 +326,7 @@ impl Worker {
             }
             self.retire(volume.id);
         }
+        self.hold_for_move(volume)?;
         // Another import has taken over, or nobody is to write any more.
         let is_base = volume.image.as_deref().is_some_and(ImageTie::is_base);
         if is_base && self.served().get(&volume.id).is_some_and(|served| served.as_assigned.image != volume.image) {
@@ -347,6 +370,7 @@ impl Worker {
         let backend = self.pool(volume.pool)?;
         self.retire(volume.id);
         self.images.withdraw(volume.id);
+        self.withhold_no_longer(volume.id);
         if volume.wipe {
             let failed = |source| TaskError::Wipe { volume: volume.name.clone(), source };
             backend.wipe_volume(volume.id).map_err(failed)?;
@@ -396,15 +420,10 @@ impl Worker {
         let admitted = self.admitted().clone();
         admitted.into_iter().for_each(|(volume, client)| self.fence(&volume, client));
         self.images.withdraw_all();
+        let withheld: Vec<VolumeId> = self.withheld().keys().copied().collect();
+        withheld.into_iter().for_each(|id| self.withhold_no_longer(id));
         self.pools().clear();
     }
-}
-
-/// Which bytes a volume holds: clients that go on with it in another process must find the same.
-fn bytes_of(volume: &VolumeAssignment) -> uuid::Uuid {
-    let put_back = volume.revert.map_or(0, |revert| revert.since.as_u64());
-    let cut_off = volume.shrunk.map_or(0, Generation::as_u64);
-    uuid::Uuid::from_u128(volume.id.as_uuid().as_u128() ^ u128::from(put_back) ^ u128::from(cut_off) << 64)
 }
 
 fn pool_report(pool: &PoolAssignment, capacity: Observed<PoolCapacity>) -> Report {
@@ -462,35 +481,4 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clients_go_on_with_a_volume_only_if_nothing_of_it_was_put_back_or_cut_off() {
-        let volume = VolumeAssignment {
-            id: VolumeId::from_bytes([1; 16]),
-            name: "db".parse().unwrap(),
-            generation: Generation::new(7),
-            pool: PoolId::from_bytes([2; 16]),
-            size: ByteSize::mib(1),
-            limits: Limits::NONE,
-            source: None,
-            revert: None,
-            shrunk: None,
-            image: None,
-            wipe: false,
-            made: true,
-            removed: false,
-        };
-        let put_back = Revert { to: SnapshotId::from_bytes([3; 16]), since: Generation::new(7) };
-        let put_back = VolumeAssignment { revert: Some(put_back), ..volume.clone() };
-        let cut_off = VolumeAssignment { shrunk: Some(Generation::new(7)), ..volume.clone() };
-        let renamed = VolumeAssignment { name: "other".parse().unwrap(), ..volume.clone() };
-        assert_eq!(bytes_of(&volume), bytes_of(&renamed));
-        let all = BTreeSet::from([&volume, &put_back, &cut_off].map(bytes_of));
-        assert_eq!(all.len(), 3, "each of them holds other bytes");
-    }
 }

@@ -4,7 +4,7 @@ use super::connect::{Session, answer, object};
 use super::output::{self, table};
 use super::service::expect;
 use super::wait::{is_passing, spinner};
-use crate::model::Service;
+use crate::model::{Progress, Service};
 use crate::rpc::proto;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -14,12 +14,15 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Something that the service still holds.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Remnant {
     kind: String,
     id: String,
     name: String,
     advice: String,
+    /// Of what is on its way to another service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<Progress>,
 }
 
 fn remnants(drain: &proto::Drain) -> Vec<Remnant> {
@@ -32,6 +35,7 @@ fn remnants(drain: &proto::Drain) -> Vec<Remnant> {
         id: it.id.clone(),
         name: it.name.clone(),
         advice: it.advice.clone(),
+        progress: it.progress.map(Into::into),
     };
     drain.remnants.iter().map(remnant).collect()
 }
@@ -53,8 +57,8 @@ async fn look(session: &Session, request: &proto::DrainServiceRequest) -> Result
     answer(session.recovery().await?.get_drain(request.clone()).await, "manager")
 }
 
-/// Ends when the service holds nothing any more; interrupted, or without waiting, the service stays closed to new things.
-/// A host is emptied by people, in their own time, so there is no limit to it.
+/// Ends when the service holds nothing any more; interrupted, or without waiting, the service stays closed to new things, and
+/// what can move goes on moving. What cannot is seen to by people, in their own time, so there is no limit to it.
 pub async fn drain(session: &Session, service: String) -> Result<()> {
     let mut recovery = session.recovery().await?;
     let request = proto::DrainServiceRequest { service, undo: false };
@@ -70,11 +74,12 @@ pub async fn drain(session: &Session, service: String) -> Result<()> {
             if left.is_empty() || !session.wait {
                 return Ok::<_, anyhow::Error>(left);
             }
-            if left != shown {
+            let facts: Vec<Remnant> = left.iter().map(|it| Remnant { progress: None, ..it.clone() }).collect();
+            if facts != shown {
                 bar.suspend(|| eprint!("service {id} on '{host}' still holds\n{}", listing(&left)));
-                bar.set_message(format!("draining service {id}: {} things left", left.len()));
-                shown = left;
+                shown = facts;
             }
+            bar.set_message(format!("draining service {id}: {}", summary(&left)));
             tokio::time::sleep(LOOK).await;
             match look(session, &request).await {
                 Ok(now) => drain = now,
@@ -91,6 +96,14 @@ pub async fn drain(session: &Session, service: String) -> Result<()> {
         true => format!("service {id} is empty: take it out with `symphony ctl manager remove {id}`\n"),
         false => format!("service {id} takes nothing new, and still holds\n{}", listing(&left)),
     })
+}
+
+/// How much is left, and how far what is on its way has come.
+fn summary(remnants: &[Remnant]) -> String {
+    let moving = remnants.iter().filter_map(|it| Some(format!("'{}' {}", it.name, it.progress?)));
+    let moving: Vec<String> = moving.collect();
+    let left = format!("{} things left", remnants.len());
+    if moving.is_empty() { left } else { format!("{left}; moving {}", moving.join(", ")) }
 }
 
 fn listing(remnants: &[Remnant]) -> String {

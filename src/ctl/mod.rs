@@ -24,6 +24,7 @@ mod image;
 mod limits;
 mod lost;
 mod manager;
+mod moving;
 mod orphans;
 mod output;
 mod pool;

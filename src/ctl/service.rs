@@ -20,17 +20,19 @@ pub enum Verb {
         /// Id, or host name where only one service has it
         service: String,
     },
-    /// Place nothing new on a block service, and wait until it is empty
+    /// Empty a block service: place nothing new on it, move what can move, and wait until nothing is left
     #[command(
-        after_help = "Names what it still holds and what to do about it, and ends when there is nothing left. Interrupted, or \
-                            with --no-wait, the service goes on taking nothing new; `service undrain` ends that. A service \
+        after_help = "Volumes that nobody uses are moved to pools on other services, of the same driver if there is room; see \
+                            `volume move`. Names what the service still holds and what to do about it, and ends when there \
+                            is nothing left. Interrupted, or with --no-wait, all of that goes on; `service undrain` ends it, \
+                            and calls off what has not been moved yet. A service \
                             that is down is not drained but given up: `manager remove --lost`."
     )]
     Drain {
         /// Id, or host name where only one service has it
         service: String,
     },
-    /// Place new volumes on a service again that was being drained
+    /// Place new volumes on a service again that was being drained, and call off what it is moving
     Undrain {
         /// Id, or host name where only one service has it
         service: String,

@@ -6,6 +6,7 @@ use super::copy;
 use super::failure::Failure;
 use super::limits::LimitArgs;
 use super::lost::{LostArgs, close};
+use super::moving::{self, MoveArgs};
 use super::output::{self, Format, fields, table};
 use super::stats::{self, StatsArgs};
 use super::wait::{Until, settle};
@@ -83,6 +84,14 @@ pub enum Verb {
         #[command(flatten)]
         limits: LimitArgs,
     },
+    /// Move a volume that nobody uses to another pool, also on another host
+    #[command(
+        after_help = "The volume is not served while its bytes are copied, and nobody can be attached; --cancel, and removing \
+                      it, call that off. What is copied is compared before the volume is served from there, under its name \
+                      and a new id; only then its former bytes are destroyed. A volume with snapshots does not move.\n\
+                      Example: symphony ctl volume move db --pool fast"
+    )]
+    Move(MoveArgs),
     /// How volumes are used: operations, bytes, latency, queue depth, errors
     Stats(StatsArgs),
     /// Destroy a volume and its data; clients are cut off
@@ -162,9 +171,12 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
     if let Verb::Stats(args) = verb {
         return stats::run(session, args).await;
     }
+    if let Verb::Move(args) = verb {
+        return moving::run(session, args).await;
+    }
     let mut manager = session.manager().await?;
     match verb {
-        Verb::Stats(_) => Ok(()),
+        Verb::Stats(_) | Verb::Move(_) => Ok(()),
         Verb::Set { volume, limits } => {
             let volume = object(answer(manager.client.set_volume(limits.request(volume)).await, "manager")?)?;
             let volume = expect(settle(session, volume, Until::Ready).await?)?;
@@ -216,7 +228,10 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
                 }
                 Format::Json | Format::Yaml | Format::Name => Vec::new(),
             };
-            output::one(session.format, &volume, volume.meta.name.as_str(), |volume| describe(volume, &attached))
+            let moving = moving::line(&mut manager, &volume).await?;
+            output::one(session.format, &volume, volume.meta.name.as_str(), |volume| {
+                describe(volume, &attached, moving)
+            })
         }
         Verb::Remove { volume, lost, .. } if lost.lost => close(session, Kind::Volume, &volume, lost.yes).await,
         Verb::Remove { volume, wipe, no_wipe, .. } => {
@@ -280,7 +295,8 @@ fn row(volume: &Volume, pools: &BTreeMap<PoolId, String>, down: &BTreeSet<Servic
     let cut_off = status.placement.iter().all(|replica| down.contains(&replica.service));
     let under_way = || Some(format!("{}", status.progress?));
     let message = if cut_off { Some("its service is down".to_owned()) } else { status.message.clone() };
-    let message = message.or_else(under_way);
+    let moves = || volume.successor().map(|_| "it is being moved".to_owned());
+    let message = message.or_else(under_way).or_else(moves);
     let pool = |id: PoolId| pools.get(&id).cloned().unwrap_or_else(|| id.to_string());
     vec![
         volume.meta.name.to_string(),
@@ -292,7 +308,7 @@ fn row(volume: &Volume, pools: &BTreeMap<PoolId, String>, down: &BTreeSet<Servic
     ]
 }
 
-fn describe(volume: &Volume, attached: &[Attachment]) -> String {
+fn describe(volume: &Volume, attached: &[Attachment], moving: Option<String>) -> String {
     let status = &volume.status;
     let mut rows = vec![
         ("Name", volume.meta.name.to_string()),
@@ -312,6 +328,7 @@ fn describe(volume: &Volume, attached: &[Attachment]) -> String {
     } else if let Some(source) = volume.spec.source {
         rows.push(("Copy of", source.to_string()));
     }
+    rows.extend(moving.map(|moving| ("Moving", moving)));
     for replica in &status.placement {
         rows.push(("Placed", format!("pool {} on service {}", replica.pool, replica.service)));
     }

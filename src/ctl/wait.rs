@@ -115,7 +115,7 @@ async fn follow(
 }
 
 /// A spinner becomes a bar as soon as somebody says how far it has come.
-fn show(object: &Object, bar: &ProgressBar) {
+pub fn show(object: &Object, bar: &ProgressBar) {
     let Object::Volume(Volume { status: VolumeStatus { progress: Some(progress), .. }, .. }) = object else { return };
     if bar.length().is_none() {
         let template = "{msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes} ({eta})";

@@ -54,15 +54,21 @@ pub enum AttachError {
         `symphony ctl volume detach {export} --client {client_name}`"
     )]
     Taken { export: String, client_name: String },
+    #[error("'{export}' is not served now: {reason}")]
+    Withheld { export: String, reason: String },
 }
 
 /// All grants, by export and client.
 #[derive(Debug, Default)]
-pub(super) struct Grants(BTreeMap<String, BTreeMap<Uuid, Grant>>);
+pub(super) struct Grants {
+    held: BTreeMap<String, BTreeMap<Uuid, Grant>>,
+    /// Why exports are not served that would be there; told to those who might use them.
+    withheld: BTreeMap<String, String>,
+}
 
 impl Grants {
     pub(super) fn of(&self, export: &str, client: Uuid) -> Option<&Grant> {
-        self.0.get(export)?.get(&client)
+        self.held.get(export)?.get(&client)
     }
 
     /// Whether a guest may come in, and if so, whether only to read.
@@ -96,20 +102,37 @@ impl Grants {
 
     /// Replaces the former grant of the same client.
     pub(super) fn put(&mut self, export: &str, grant: Grant) {
-        self.0.entry(export.to_owned()).or_default().insert(grant.client, grant);
+        self.held.entry(export.to_owned()).or_default().insert(grant.client, grant);
     }
 
     /// Says whether there was one.
     pub(super) fn take(&mut self, export: &str, client: Uuid) -> bool {
-        let Some(grants) = self.0.get_mut(export) else { return false };
+        let Some(grants) = self.held.get_mut(export) else { return false };
         let taken = grants.remove(&client).is_some();
         if grants.is_empty() {
-            self.0.remove(export);
+            self.held.remove(export);
         }
         taken
     }
 
+    /// Has those told why who might use an export that is not served; or no longer.
+    pub(super) fn withhold(&mut self, export: &str, reason: Option<String>) {
+        match reason {
+            Some(reason) => drop(self.withheld.insert(export.to_owned(), reason)),
+            None => drop(self.withheld.remove(export)),
+        }
+    }
+
+    /// Why an export is not there.
+    pub(super) fn absence(&self, export: &str) -> AttachError {
+        let export = export.to_owned();
+        match self.withheld.get(&export) {
+            Some(reason) => AttachError::Withheld { reason: reason.clone(), export },
+            None => AttachError::Unknown(export),
+        }
+    }
+
     fn others(&self, export: &str, client: Option<Uuid>) -> impl Iterator<Item = &Grant> {
-        self.0.get(export).into_iter().flat_map(BTreeMap::values).filter(move |grant| Some(grant.client) != client)
+        self.held.get(export).into_iter().flat_map(BTreeMap::values).filter(move |grant| Some(grant.client) != client)
     }
 }

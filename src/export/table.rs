@@ -190,6 +190,12 @@ impl ExportTable {
         Retired::Gone
     }
 
+    /// Has those told why who look for an export that is not served, until it is given back with none. They are told only
+    /// while there is no such export.
+    pub fn withhold(&self, name: &str, reason: Option<String>) {
+        lock(&self.grants).withhold(name, reason);
+    }
+
     /// Lets a client in from now on, in place of what it was granted before. If it may only read now, its connections
     /// that may write are cut, and this returns when they are gone.
     ///
@@ -258,7 +264,7 @@ impl ExportTable {
         let grants = lock(&self.grants);
         let to_read = grants.judge(name, guest)?;
         let unknown = || match guest {
-            Guest::Local => AttachError::Unknown(name.to_owned()),
+            Guest::Local => grants.absence(name),
             Guest::Client(client) => AttachError::NotGranted { export: name.to_owned(), client },
         };
         let entry = self.entry(name).ok_or_else(unknown)?;

@@ -174,6 +174,7 @@ pub fn check_state(view: &View, findings: &mut Findings) {
     let tokens = view.tokens.values().map(|token| &token.value.meta);
     expected.extend(tokens.map(|meta| ((Kind::Token, meta.name.clone()), meta.id.to_string())));
     check_images(view, &mut expected, faults);
+    check_moves(view, faults);
     check_attachments(view, faults);
     for ((kind, name), id) in &expected {
         match view.names.get(&(*kind, name.clone())) {
@@ -218,6 +219,29 @@ fn check_images(view: &View, expected: &mut BTreeMap<(Kind, Name), String>, faul
         if !listed {
             faults
                 .push(format!("volume '{}' keeps the content of image {id}, which does not list it", volume.meta.name));
+        }
+    }
+}
+
+/// The two ends of a move name each other.
+fn check_moves(view: &View, faults: &mut Vec<String>) {
+    let get = |id: VolumeId| view.get::<Volume>(id);
+    for volume in view.volumes.values().map(|volume| &*volume.value).filter(|volume| !volume.meta.is_removed()) {
+        let (id, name) = (volume.meta.id, &volume.meta.name);
+        let whole = match volume.spec.moving.as_deref() {
+            Some(Moving::Leaving { to, .. }) => get(*to).is_some_and(|copy| copy.predecessor() == Some(id)),
+            Some(Moving::Arriving { supply, .. }) => get(supply.volume).is_some_and(|it| it.successor() == Some(id)),
+            Some(Moving::Left { to }) => get(*to).is_some_and(|it| it.status.left == Some(id)),
+            None => true,
+        };
+        if !whole {
+            faults.push(format!("volume '{name}' is one end of a move, and the other end does not say so"));
+        }
+        if let Some(left) = volume.status.left.filter(|left| get(*left).is_none()) {
+            faults.push(format!("volume '{name}' has left volume {left} behind, which does not exist"));
+        }
+        if volume.spec.moving.is_some() && view.attachments.values().any(|held| held.value.spec.volume == id) {
+            faults.push(format!("volume '{name}' is being moved, and somebody is attached to it"));
         }
     }
 }
@@ -321,7 +345,8 @@ fn check_devices(stored: &View, live: &View, service: ServiceId, found: &Invento
                         disk.generation.as_u64()
                     ));
                 }
-                let hidden = volume.spec.image.as_deref().is_some_and(ImageTie::is_kept_from_clients);
+                let kept = volume.spec.image.as_deref().is_some_and(ImageTie::is_kept_from_clients);
+                let hidden = kept || volume.spec.moving.is_some();
                 if !disk.exported && !hidden {
                     findings.faults.push(format!("volume '{name}' is ready, but not exported"));
                 }

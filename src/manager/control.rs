@@ -151,9 +151,9 @@ impl Control for Face {
         let (objects, more) = match malformed(kind_of(request.kind))? {
             Kind::Service => page(&view, token(after)?, limit, Object::Service),
             Kind::Pool => page(&view, token(after)?, limit, Object::Pool),
-            // What keeps an image's bytes is nobody's volume.
+            // What keeps an image's bytes, or is one end of a move, is nobody's volume.
             Kind::Volume => {
-                page_where(&view, token(after)?, limit, Object::Volume, |volume: &Volume| volume.base_of().is_none())
+                page_where(&view, token(after)?, limit, Object::Volume, |volume: &Volume| !volume.is_hidden())
             }
             Kind::Image => page(&view, token(after)?, limit, Object::Image),
             Kind::Snapshot => {
@@ -274,6 +274,17 @@ impl Control for Face {
         let (member, author) = self.acting(&request)?;
         let proto::RemoveVolumeRequest { reference, wipe } = request.into_inner();
         let plan = move |draft: &mut Draft<'_>| plan::remove_volume(draft, &author, &reference, wipe);
+        answer(&Object::Volume(member.writer.write(plan).await?))
+    }
+
+    async fn move_volume(&self, request: Request<proto::MoveVolumeRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let proto::MoveVolumeRequest { reference, pool, cancel } = request.into_inner();
+        let copy = VolumeId::generate();
+        let plan = move |draft: &mut Draft<'_>| match cancel {
+            true => plan::cancel_move(draft, &author, &reference),
+            false => plan::move_volume(draft, &author, &reference, &pool, copy),
+        };
         answer(&Object::Volume(member.writer.write(plan).await?))
     }
 

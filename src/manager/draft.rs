@@ -217,7 +217,8 @@ impl<'v> Draft<'v> {
         self.set_name(kind, name, None);
     }
 
-    fn set_name(&mut self, kind: Kind, name: &Name, id: Option<String>) {
+    /// Gives a name to an object, whoever had it, or to nobody.
+    pub fn set_name(&mut self, kind: Kind, name: &Name, id: Option<String>) {
         let slot = (kind, name.clone());
         let key = Key::name(kind, name);
         let compare = match self.view.names.get(&slot) {

@@ -33,6 +33,7 @@
 //! | volume | shrunk | grows again, by zeros |
 //! | volume | limits changed | has the older limits |
 //! | volume | put back, or shrinking, not known to be done | that order is dropped |
+//! | volume | was being moved | stays where the state says that it is; its copy, which may be more than that by now, is an orphan |
 //! | volume, snapshot, pool | made | an orphan: no longer served, its data left alone |
 //! | volume, snapshot, pool | removed | `failed`, as missing; never made anew |
 //! | the same | was being removed | is removed: a tombstone is never taken back |

@@ -1,9 +1,10 @@
-//! What only the leader does: it notices services whose lease ran out, takes the steps of an exchange of roots, keeps the
-//! record of changes within its bound, and forgets what ended long ago.
+//! What only the leader does: it notices services whose lease ran out, takes the steps of moves and of an exchange of roots,
+//! keeps the record of changes within its bound, and forgets what ended long ago.
 
 use super::audit;
 use super::draft::Draft;
 use super::member::Member;
+use super::moves;
 use super::plan;
 use super::refusal::Refusal;
 use crate::discovery::Leadership;
@@ -37,6 +38,9 @@ pub async fn serve(member: Arc<Member>) {
             let wait = calm.wait(term, member.view.is_fresh(), Instant::now());
             pause = wait.unwrap_or(pause);
             let mut done = sweep(&member, term, wait.is_none()).await;
+            if done.is_ok() {
+                done = moves::advance(&member, term).await;
+            }
             if done.is_ok() && purged.is_none_or(|at| at.elapsed() >= PERIOD) {
                 done = purge(&member, term).await;
                 purged = Some(Instant::now());
@@ -102,7 +106,7 @@ fn before(now: Timestamp, by: Duration) -> Timestamp {
 
 /// Ties the transaction to the term. A term that the view shows to be over is refused at once: its guard would fail
 /// again and again, for everybody who shares the transaction.
-fn in_office(draft: &mut Draft<'_>, term: Leadership) -> Result<(), Refusal> {
+pub(super) fn in_office(draft: &mut Draft<'_>, term: Leadership) -> Result<(), Refusal> {
     match &draft.view().leader {
         Some(leader) if leader.revision == term.began() => {
             draft.require(term.guard());

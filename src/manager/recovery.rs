@@ -138,12 +138,15 @@ fn loss(member: &Arc<Member>, kind: Kind, reference: &str) -> Result<Loss, Statu
 }
 
 fn drain(member: &Arc<Member>, service: Service) -> proto::Drain {
-    let remnants = plan::remnants(&member.view.read(), service.meta.id).into_iter().take(TOLD);
+    let view = member.view.read();
+    let draft = Draft::new(&view, member.clock.wall(), EventId::generate());
+    let remnants = plan::remnants(&draft, service.meta.id).into_iter().take(TOLD);
     let remnants = remnants.map(|remnant| proto::Remnant {
         kind: proto::Kind::from(remnant.kind).into(),
         id: remnant.id,
         name: remnant.name,
         advice: remnant.advice,
+        progress: remnant.progress.map(Into::into),
     });
     proto::Drain { remnants: remnants.collect(), service: Some((&Object::Service(service)).into()) }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Attachment, AttachmentId, AttachmentReport, ByteSize, ClientId, ClusterId, Driver, Generation, ImageTie, Limits,
-    Name, Observed, Pool, PoolId, PoolReport, Report, Revert, ServiceId, Snapshot, SnapshotId, SnapshotMember,
+    Moving, Name, Observed, Pool, PoolId, PoolReport, Report, Revert, ServiceId, Snapshot, SnapshotId, SnapshotMember,
     SnapshotReport, Source, Volume, VolumeId, VolumeReport,
 };
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,9 @@ pub struct VolumeAssignment {
     pub shrunk: Option<Generation>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Box<ImageTie>>,
+    /// Of a volume that is being moved, and of its copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Box<Moving>>,
     /// With the tombstone: its bytes are overwritten before its space is given back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wipe: bool,
@@ -276,8 +279,13 @@ impl From<&Pool> for PoolAssignment {
 }
 
 impl VolumeAssignment {
-    /// What `service` must hold of `volume`; none if nothing of it is placed there.
+    /// What `service` must hold of `volume`; none if nothing of it is placed there, or nothing yet: a copy is begun when
+    /// nobody uses what it is a copy of.
     pub fn of(volume: &Volume, service: ServiceId) -> Option<Self> {
+        let waits = matches!(volume.spec.moving.as_deref(), Some(Moving::Arriving { begun: false, .. }));
+        if waits && !volume.meta.is_removed() {
+            return None;
+        }
         let replica = volume.status.placement.iter().find(|replica| replica.service == service)?;
         Some(Self {
             id: volume.meta.id,
@@ -290,6 +298,7 @@ impl VolumeAssignment {
             revert: volume.spec.revert,
             shrunk: volume.spec.shrunk,
             image: volume.spec.image.clone(),
+            moving: volume.spec.moving.clone(),
             wipe: volume.spec.wipe,
             made: volume.status.size.is_some(),
             removed: volume.meta.is_removed(),

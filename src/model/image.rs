@@ -167,7 +167,7 @@ pub struct Seal {
     pub since: Generation,
 }
 
-/// Where an image's content is fetched from.
+/// Where the content of an image, or of a volume that is being moved, is fetched from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supply {
     pub volume: VolumeId,
@@ -177,7 +177,9 @@ pub struct Supply {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     pub length: ByteSize,
-    pub sha256: Digest,
+    /// Absent: whoever has the content says at its end what it came to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Digest>,
 }
 
 impl ImageTie {

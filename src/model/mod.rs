@@ -20,6 +20,7 @@ mod image;
 mod inventory;
 mod limits;
 mod meta;
+mod moving;
 mod name;
 mod object;
 mod orphan;
@@ -58,6 +59,7 @@ pub use image::{
 pub use inventory::{Inventory, InventoryPool, InventorySnapshot, InventoryVolume, PoolPlace};
 pub use limits::Limits;
 pub use meta::{Generation, Meta};
+pub use moving::Moving;
 pub use name::{Name, NameError};
 pub use object::{Kind, Object, UnknownKind};
 pub use orphan::{Loss, Orphan, OrphanId, OrphanOrigin, OrphanStanding};

@@ -1,8 +1,8 @@
 //! Volumes: named, sized block devices in pools.
 
 use super::{
-    ByteSize, Generation, ImageTie, Limits, Meta, Phase, PoolId, Progress, Revert, ServiceId, Source, Timestamp,
-    VolumeId,
+    ByteSize, Generation, ImageTie, Limits, Meta, Moving, Phase, PoolId, Progress, Revert, ServiceId, Source,
+    Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -38,12 +38,15 @@ pub struct VolumeSpec {
     /// Of volumes that keep an image's bytes, or were made of an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Box<ImageTie>>,
+    /// Of a volume that is being moved, and of its copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Box<Moving>>,
     /// With the tombstone: its bytes are overwritten before its space is given back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wipe: bool,
 }
 
-/// `placement` and `promised` are the placer's words, the rest the block service's.
+/// `placement`, `promised` and `left` are the placer's words, the rest the block service's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
     pub phase: Phase,
@@ -53,6 +56,9 @@ pub struct VolumeStatus {
     /// What each of its pools promises it now; absent: as much as it is to be large.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promised: Option<ByteSize>,
+    /// What keeps its former bytes, elsewhere, until it has been served where it is now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<VolumeId>,
     /// The size that clients see now; absent until the volume has been made. Once known, a missing backing file is an
     /// error and never made anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,6 +124,7 @@ impl VolumeSpec {
             revert: None,
             shrunk: None,
             image: None,
+            moving: None,
             wipe: false,
         }
     }
@@ -146,6 +153,7 @@ impl Volume {
             observed_generation: Generation::default(),
             placement,
             promised: None,
+            left: None,
             size: None,
             exports: Vec::new(),
             progress: None,

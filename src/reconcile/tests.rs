@@ -32,6 +32,7 @@ fn volume(id: u8, generation: u64, removed: bool) -> VolumeAssignment {
         revert: None,
         shrunk: None,
         image: None,
+        moving: None,
         wipe: false,
         made: false,
         removed,

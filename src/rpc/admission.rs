@@ -68,6 +68,7 @@ const TABLE: &[(&str, &[Kind])] = &[
     ("/symphony.v1.Control/SetPool", CHANGE),
     ("/symphony.v1.Control/SetVolume", CHANGE),
     ("/symphony.v1.Control/RemoveVolume", CHANGE),
+    ("/symphony.v1.Control/MoveVolume", CHANGE),
     ("/symphony.v1.Control/RevertVolume", CHANGE),
     ("/symphony.v1.Control/CreateSnapshots", CHANGE),
     ("/symphony.v1.Control/RemoveSnapshot", CHANGE),

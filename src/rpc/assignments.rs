@@ -52,6 +52,7 @@ impl From<&VolumeAssignment> for proto::VolumeAssignment {
             shrunk: volume.shrunk.map(Generation::as_u64),
             image: volume.image.as_deref().map(Into::into),
             wipe: volume.wipe,
+            moving: volume.moving.as_deref().map(Into::into),
         }
     }
 }
@@ -75,6 +76,7 @@ impl TryFrom<proto::VolumeAssignment> for VolumeAssignment {
             revert: volume.revert.map(TryInto::try_into).transpose()?,
             shrunk: volume.shrunk.map(Generation::new),
             image: volume.image.map(|tie| tie.try_into().map(Box::new)).transpose()?,
+            moving: volume.moving.map(|moving| moving.try_into().map(Box::new)).transpose()?,
             wipe: volume.wipe,
             made: volume.made,
             removed: volume.removed,

@@ -4,6 +4,7 @@ use super::objects::{bounded, enumerated, number, required};
 use super::{Malformed, proto};
 use crate::model::*;
 use proto::image_tie::Role;
+use proto::moving::Stage;
 
 /// The most pools that keep one image's bytes.
 const MAX_BASES: usize = 10_000;
@@ -37,7 +38,7 @@ impl From<&Supply> for proto::Supply {
             service: supply.service.to_string(),
             address: supply.address.clone(),
             length: supply.length.as_u64(),
-            sha256: supply.sha256.to_string(),
+            sha256: supply.sha256.map(|digest| digest.to_string()),
         }
     }
 }
@@ -52,7 +53,41 @@ impl TryFrom<proto::Supply> for Supply {
             service: supply.service.parse()?,
             address: supply.address.map(|address| bounded(address, 300, "an address")).transpose()?,
             length: ByteSize::bytes(supply.length),
-            sha256: supply.sha256.parse()?,
+            sha256: supply.sha256.map(|text| text.parse()).transpose()?,
+        })
+    }
+}
+
+impl From<&Moving> for proto::Moving {
+    fn from(moving: &Moving) -> Self {
+        let stage = match moving {
+            Moving::Leaving { to, pool, service, drain } => Stage::Leaving(proto::Leaving {
+                to: to.to_string(),
+                pool: pool.to_string(),
+                service: service.to_string(),
+                drain: *drain,
+            }),
+            Moving::Arriving { supply, begun } => {
+                Stage::Arriving(proto::Arriving { supply: Some(supply.into()), begun: *begun })
+            }
+            Moving::Left { to } => Stage::Left(to.to_string()),
+        };
+        Self { stage: Some(stage) }
+    }
+}
+
+impl TryFrom<proto::Moving> for Moving {
+    type Error = Malformed;
+
+    fn try_from(moving: proto::Moving) -> Result<Self, Malformed> {
+        Ok(match required(moving.stage, "what a volume has to do with a move")? {
+            Stage::Leaving(proto::Leaving { to, pool, service, drain }) => {
+                Moving::Leaving { to: to.parse()?, pool: pool.parse()?, service: service.parse()?, drain }
+            }
+            Stage::Arriving(proto::Arriving { supply, begun }) => {
+                Moving::Arriving { supply: required(supply, "what a copy is filled from")?.try_into()?, begun }
+            }
+            Stage::Left(to) => Moving::Left { to: to.parse()? },
         })
     }
 }
@@ -154,7 +189,7 @@ mod tests {
         let mut whole = Image::new(Meta::new(image, "i".parse().unwrap(), Timestamp::from_millis(1)), spec, volume);
         whole.status.uploaded = Some(Uploaded { bytes: ByteSize::bytes(7), sha256 });
         assert_eq!(Image::try_from(proto::Image::from(&whole)), Ok(whole));
-        let supply = Supply { volume, pool, service, address: Some("host:1".into()), length, sha256 };
+        let supply = Supply { volume, pool, service, address: Some("host:1".into()), length, sha256: Some(sha256) };
         let seal = Seal { length, sha256, since: Generation::new(9) };
         for role in [
             ImageRole::Upload { upload: 2 },
@@ -168,5 +203,24 @@ mod tests {
             // A value in the store that is read by people, too.
             assert_eq!(serde_json::from_str::<ImageTie>(&serde_json::to_string(&tie).unwrap()).unwrap(), tie);
         }
+    }
+
+    #[test]
+    fn every_stage_of_a_move_survives_the_wire_and_one_without_a_stage_is_refused() {
+        let (volume, pool, service) =
+            (VolumeId::from_bytes([1; 16]), PoolId::from_bytes([2; 16]), ServiceId::from_bytes([3; 16]));
+        let length = ByteSize::mib(1);
+        let supply = Supply { volume, pool, service, address: None, length, sha256: None };
+        for moving in [
+            Moving::Leaving { to: volume, pool, service, drain: true },
+            Moving::Leaving { to: volume, pool, service, drain: false },
+            Moving::Arriving { supply: supply.clone(), begun: false },
+            Moving::Arriving { supply, begun: true },
+            Moving::Left { to: volume },
+        ] {
+            assert_eq!(Moving::try_from(proto::Moving::from(&moving)), Ok(moving.clone()));
+            assert_eq!(serde_json::from_str::<Moving>(&serde_json::to_string(&moving).unwrap()).unwrap(), moving);
+        }
+        assert!(Moving::try_from(proto::Moving::default()).is_err());
     }
 }

@@ -278,8 +278,9 @@ impl From<&Volume> for proto::Volume {
                 source: volume.spec.source.map(Into::into),
                 revert: volume.spec.revert.map(Into::into),
                 shrunk: volume.spec.shrunk.map(Generation::as_u64),
-                image: volume.spec.image.as_deref().map(Into::into),
+                image: volume.spec.image.as_deref().map(|tie| Box::new(tie.into())),
                 wipe: volume.spec.wipe,
+                moving: volume.spec.moving.as_deref().map(|moving| Box::new(moving.into())),
             }),
             status: Some(proto::VolumeStatus {
                 phase: number::<proto::Phase>(status.phase),
@@ -289,6 +290,7 @@ impl From<&Volume> for proto::Volume {
                 exports: status.exports.iter().map(Into::into).collect(),
                 progress: status.progress.map(Into::into),
                 promised: status.promised.map(ByteSize::as_u64),
+                left: status.left.map(|id| id.to_string()),
                 message: status.message.clone(),
             }),
         }
@@ -310,7 +312,8 @@ impl TryFrom<proto::Volume> for Volume {
                 source: spec.source.map(TryInto::try_into).transpose()?,
                 revert: spec.revert.map(TryInto::try_into).transpose()?,
                 shrunk: spec.shrunk.map(Generation::new),
-                image: spec.image.map(|tie| tie.try_into().map(Box::new)).transpose()?,
+                image: spec.image.map(|tie| (*tie).try_into().map(Box::new)).transpose()?,
+                moving: spec.moving.map(|moving| (*moving).try_into().map(Box::new)).transpose()?,
                 wipe: spec.wipe,
             },
             status: VolumeStatus {
@@ -321,6 +324,7 @@ impl TryFrom<proto::Volume> for Volume {
                 exports: status.exports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
                 progress: status.progress.map(Into::into),
                 promised: status.promised.map(ByteSize::bytes),
+                left: status.left.map(|id| id.parse()).transpose()?,
                 message: status.message,
             },
         })
@@ -395,6 +399,7 @@ mod tests {
             revert: None,
             shrunk: None,
             image: None,
+            moving: None,
             wipe: false,
         };
         let mut volume = Volume::new(meta, spec, vec![Replica { pool, service }]);

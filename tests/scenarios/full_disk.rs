@@ -1,6 +1,6 @@
 //! A disk that fills while volumes are written.
 
-use crate::stage::{Backing, Cluster, client, path_text, qemu_io, tool};
+use crate::stage::{Backing, Cluster, client, path_text, qemu_io, tool, until};
 use std::path::{Path, PathBuf};
 
 /// A small file system of its own, gone with the test.
@@ -137,4 +137,31 @@ fn a_ledger_that_the_disk_does_not_take_delays_and_loses_nothing() {
     ctl.check_when_settled();
     // The directory is in use until the process is gone.
     cluster.block.kill();
+}
+
+#[test]
+fn a_move_to_a_disk_that_fills_says_so_and_can_be_called_off_or_goes_on_when_there_is_room() {
+    let cluster = Cluster::join(Backing::Embedded, "");
+    let Some(disk) = SmallDisk::new(cluster.path().join("small"), "size=32m") else { return };
+    let ctl = cluster.ctl();
+    ctl.ok(&format!("pool create main --path {}", path_text(&cluster.pool())));
+    let rules = "--overcommit 4 --warn-at 100 --refuse-at 100";
+    ctl.ok(&format!("pool create small --path {} {rules}", path_text(&disk.path)));
+    ctl.ok("volume create hog --size 24M --pool small");
+    qemu_io(&ctl.uri("hog", "nbd"), &["write -P 0x11 0 24M", "flush"]).succeeds();
+    ctl.ok("volume create db --size 16M --pool main");
+    qemu_io(&ctl.uri("db", "nbd"), &["write -P 0x22 0 16M", "flush"]).succeeds();
+
+    ctl.run("volume move db --pool small").fails(1, &["space", "--cancel"]);
+    ctl.ok("volume move db --cancel");
+    qemu_io(&ctl.uri("db", "nbd"), &["read -P 0x22 0 16M", "write -P 0x33 0 4k", "flush"]).succeeds();
+    qemu_io(&ctl.uri("hog", "nbd"), &["read -P 0x11 0 24M"]).succeeds();
+
+    ctl.run("volume move db --pool small").fails(1, &["space", "--cancel"]);
+    ctl.ok("volume remove hog");
+    let small = ctl.text("pool get small", "/meta/id");
+    until("the volume to be moved", || (ctl.text("volume get db", "/status/placement/0/pool") == small).then_some(()));
+    ctl.check_when_settled();
+    qemu_io(&ctl.uri("db", "nbd"), &["read -P 0x33 0 4k", "read -P 0x22 4k 16380k"]).succeeds();
+    ctl.check();
 }

@@ -117,3 +117,76 @@ pub(super) fn complete(dir: &ConfigDir) -> Result<(), DocumentError> {
     std::fs::remove_dir_all(&side).map_err(|error| FileError::new("remove", &side, error))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ClusterId, Membership, ServiceId, ServiceType};
+    use std::fs;
+
+    fn member(number: u8) -> Identity {
+        let cluster_name = "prod".parse().unwrap();
+        let membership =
+            Membership { cluster: ClusterId::from_bytes([number; 16]), cluster_name, managers: Vec::new() };
+        let service = ServiceId::from_bytes([number; 16]);
+        Identity { service, service_type: ServiceType::Block, membership: Some(membership) }
+    }
+
+    /// What a service has on disk before anything of the new membership has taken its place.
+    fn begun(path: &Path) -> ConfigDir {
+        let dir = ConfigDir::open(path, ServiceType::Block).unwrap();
+        save_document(&dir.identity(), &member(1)).unwrap();
+        let side = side(&dir);
+        make_private_directory(&side).unwrap();
+        save_document(&identity(&side), &member(2)).unwrap();
+        for (directory, key) in [(dir.tls(), "old"), (tls(&side), "new")] {
+            make_private_directory(&directory).unwrap();
+            fs::write(directory.join("key.pem"), key).unwrap();
+        }
+        dir
+    }
+
+    /// The steps as they are taken, one a call.
+    const STEPS: [fn(&ConfigDir); 5] = [
+        |dir| save_document(&dir.identity(), &member(2)).unwrap(),
+        |dir| drop(TlsDir::new(dir.tls()).put_aside("former").unwrap()),
+        |dir| fs::rename(tls(&side(dir)), dir.tls()).unwrap(),
+        |dir| fs::remove_file(identity(&side(dir))).unwrap(),
+        |dir| fs::remove_dir_all(side(dir)).unwrap(),
+    ];
+
+    #[test]
+    fn a_succession_that_is_killed_between_any_two_steps_is_whole_at_the_next_start() {
+        for taken in 1..=STEPS.len() {
+            let keep = tempfile::tempdir().unwrap();
+            let dir = begun(keep.path());
+            STEPS.iter().take(taken).for_each(|step| step(&dir));
+            // Starts may be killed, too.
+            for _start in 0..2 {
+                complete(&dir).unwrap();
+                let own: Option<Identity> = load_document(&dir.identity()).unwrap();
+                assert_eq!(own, Some(member(2)), "after {taken} steps");
+                assert_eq!(fs::read_to_string(dir.tls().join("key.pem")).unwrap(), "new", "after {taken} steps");
+            }
+            assert!(!identity(&side(&dir)).exists(), "after {taken} steps");
+            let kept = fs::read_dir(keep.path()).unwrap().map(|entry| entry.unwrap().path().join("key.pem"));
+            let old = kept.filter(|key| fs::read_to_string(key).is_ok_and(|text| text == "old")).count();
+            assert_eq!(old, 1, "the former key is put aside once, after {taken} steps");
+        }
+    }
+
+    #[test]
+    fn before_the_first_step_the_service_is_still_the_old_one() {
+        let keep = tempfile::tempdir().unwrap();
+        let dir = begun(keep.path());
+        complete(&dir).unwrap();
+        let own: Option<Identity> = load_document(&dir.identity()).unwrap();
+        assert_eq!(own, Some(member(1)));
+        assert_eq!(fs::read_to_string(dir.tls().join("key.pem")).unwrap(), "old");
+        assert!(identity(&side(&dir)).exists(), "it is gone on with when it is asked for again");
+        // A candidate that never became a member is nobody's heir.
+        save_document(&identity(&side(&dir)), &Identity { membership: None, ..member(3) }).unwrap();
+        complete(&dir).unwrap();
+        assert_eq!(fs::read_to_string(dir.tls().join("key.pem")).unwrap(), "old");
+    }
+}

@@ -1,4 +1,5 @@
-//! Images: bases that are compared with their seal, bases and volumes that are filled with what a base keeps.
+//! Images: bases that are compared with their seal, bases and volumes that are filled with what a base keeps. And moves:
+//! copies that are filled with what a volume holds which nobody uses meanwhile.
 //!
 //! What is not finished is on disk under the generation before the one that asks for it. Only when the bytes are durable and
 //! right does the volume take its own generation, so that a service which was killed in between begins again, and one that
@@ -15,7 +16,7 @@ use crate::backend::{Backend, BackendError, Ensured, VolumeLayout};
 use crate::image::{PIECE, Part, STRIDE, Sum};
 use crate::io::{BlockIo, Extent};
 use crate::model::{
-    ByteSize, Digest, Generation, ImageRole, ImageTie, PoolId, Seal, Supply, VolumeAssignment, VolumeId,
+    ByteSize, Digest, Generation, ImageRole, ImageTie, PoolId, Progress, Seal, Supply, VolumeAssignment, VolumeId,
 };
 use crate::rpc::{Transport, dial_address, proto};
 use proto::image_piece::Piece as Wire;
@@ -41,11 +42,13 @@ pub struct Peers {
     pub client: Arc<ClientConfig>,
 }
 
-/// A base that others may read.
+/// A base that others may read, or a volume that is being moved.
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     pool: PoolId,
     length: ByteSize,
+    /// What it comes to is known to whoever reads it.
+    sealed: bool,
 }
 
 /// What a worker has to remember of images.
@@ -54,6 +57,8 @@ pub(super) struct Images {
     kept: Mutex<BTreeMap<VolumeId, Kept>>,
     /// What the bytes of bases came to that are not what they should be, and for which generation.
     refuted: Mutex<BTreeMap<VolumeId, (Generation, Digest)>>,
+    /// How far volumes are that are being filled.
+    filled: Mutex<BTreeMap<VolumeId, Progress>>,
     /// Volumes that are to be destroyed, whatever is done to them now.
     abandoned: Mutex<BTreeSet<VolumeId>>,
     /// What takes long is to end.
@@ -66,17 +71,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Images {
     pub(super) fn new(peers: Peers) -> Self {
-        let (kept, refuted, abandoned) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { peers, kept, refuted, abandoned, ending: AtomicBool::new(false) }
+        let (kept, refuted, filled, abandoned) = Default::default();
+        Self { peers, kept, refuted, filled, abandoned, ending: AtomicBool::new(false) }
     }
 
-    /// Nobody reads the base any more.
+    /// A volume that nobody uses can be read by its copy.
+    pub(super) fn hand_over(&self, volume: &VolumeAssignment) {
+        let kept = Kept { pool: volume.pool, length: volume.size, sealed: false };
+        lock(&self.kept).insert(volume.id, kept);
+    }
+
+    /// Nobody reads it any more.
     pub(super) fn withdraw(&self, base: VolumeId) {
         lock(&self.kept).remove(&base);
     }
 
     pub(super) fn withdraw_all(&self) {
         lock(&self.kept).clear();
+    }
+
+    /// How far volumes are that are being filled.
+    pub(super) fn progress(&self) -> Vec<(VolumeId, Progress)> {
+        lock(&self.filled).iter().map(|(id, progress)| (*id, *progress)).collect()
     }
 
     /// The volume is gone.
@@ -162,19 +178,30 @@ impl Worker {
                 Found::Begun | Found::Fresh => self.compare(volume, seal, backend.open_volume(volume.id)?),
             },
             ImageRole::Fetched { .. } | ImageRole::Copy { .. } if volume.made => Ok(()),
-            ImageRole::Fetched { supply } | ImageRole::Copy { supply } => {
-                let found = found(backend, layout, Generation::FIRST)?;
-                if found == Found::Finished {
-                    return Ok(());
-                }
-                let to = backend.open_volume(volume.id)?;
-                if found == Found::Begun {
-                    // What an attempt that was cut short has left.
-                    to.zero(0, to.size(), true).map_err(TaskError::Medium)?;
-                }
-                self.fetch(volume, supply, &*to)
-            }
+            ImageRole::Fetched { supply } | ImageRole::Copy { supply } => self.fill(volume, supply, backend, layout),
         }
+    }
+
+    /// Fills a volume from a supply; nothing where that was done.
+    pub(super) fn fill(
+        &self,
+        volume: &VolumeAssignment,
+        supply: &Supply,
+        backend: &dyn Backend,
+        layout: &VolumeLayout,
+    ) -> Result<(), TaskError> {
+        let found = found(backend, layout, Generation::FIRST)?;
+        if found == Found::Finished {
+            return Ok(());
+        }
+        let to = backend.open_volume(volume.id)?;
+        if found == Found::Begun {
+            // What an attempt that was cut short has left.
+            to.zero(0, to.size(), true).map_err(TaskError::Medium)?;
+        }
+        let filled = self.fetch(volume, supply, &to);
+        lock(&self.images.filled).remove(&volume.id);
+        filled
     }
 
     /// Notes that a base can be read by others.
@@ -184,13 +211,14 @@ impl Worker {
             ImageRole::Fetched { supply } => supply.length,
             ImageRole::Upload { .. } | ImageRole::Clone | ImageRole::Copy { .. } => return,
         };
-        lock(&self.images.kept).insert(volume.id, Kept { pool: volume.pool, length });
+        lock(&self.images.kept).insert(volume.id, Kept { pool: volume.pool, length, sealed: true });
     }
 
-    /// The content of a base that is whole; none if this is not one.
-    pub fn content_of(&self, base: VolumeId) -> Option<Result<Content, String>> {
-        let Kept { pool, length } = *lock(&self.images.kept).get(&base)?;
-        let open = || Ok::<_, TaskError>(Content::new(self.pool(pool)?.open_volume(base)?, length));
+    /// The content of a base that is whole, or of a volume that is being moved, and whether what it comes to is to be said
+    /// at its end; none if this is neither.
+    pub fn content_of(&self, base: VolumeId) -> Option<Result<(Content, bool), String>> {
+        let Kept { pool, length, sealed } = *lock(&self.images.kept).get(&base)?;
+        let open = || Ok::<_, TaskError>((Content::new(self.pool(pool)?.open_volume(base)?, length), !sealed));
         Some(open().map_err(|error| super::failure_text(&error)))
     }
 
@@ -232,15 +260,16 @@ impl Worker {
         Ok(())
     }
 
-    fn fetch(&self, volume: &VolumeAssignment, supply: &Supply, to: &dyn BlockIo) -> Result<(), TaskError> {
-        tracing::info!(volume = %volume.name, from = %supply.service, "fetching the content of an image");
+    fn fetch(&self, volume: &VolumeAssignment, supply: &Supply, to: &Arc<dyn BlockIo>) -> Result<(), TaskError> {
+        tracing::info!(volume = %volume.name, from = %supply.service, "fetching the content of an image or a volume");
         let here = self.pools().get(&supply.pool).map(OpenPool::backend);
-        let mut filling = Filling { worker: self, volume: volume.id, to, supply, sum: Sum::default() };
+        let mut filling = Filling { worker: self, volume: volume.id, to, supply, sum: Sum::default(), told: None };
         match here {
             Some(backend) => {
                 for piece in Content::new(backend.open_volume(supply.volume)?, supply.length) {
                     filling.take(&piece.map_err(TaskError::Medium)?)?;
                 }
+                filling.told = Some(filling.sum.digest());
             }
             None => self.fetch_from_afar(supply, &mut filling)?,
         }
@@ -267,19 +296,25 @@ impl Worker {
             match piece.piece {
                 Some(Wire::Data(data)) => filling.take(&Part::Data(data))?,
                 Some(Wire::Zeros(length)) => filling.take(&Part::Zeros(length))?,
+                Some(Wire::Sha256(text)) => {
+                    let told = text.parse::<Digest>().map_err(|error| failed(error.to_string()))?;
+                    filling.told = Some(told);
+                }
                 None => return Err(failed("it sends what this version does not understand".into())),
             }
         }
     }
 }
 
-/// A volume on its way to being an image's content.
+/// A volume on its way to being an image's content, or another volume's.
 struct Filling<'f> {
     worker: &'f Worker,
     volume: VolumeId,
-    to: &'f dyn BlockIo,
+    to: &'f Arc<dyn BlockIo>,
     supply: &'f Supply,
     sum: Sum,
+    /// What whoever sends it says that it came to.
+    told: Option<Digest>,
 }
 
 impl Filling<'_> {
@@ -288,13 +323,15 @@ impl Filling<'_> {
         let length = piece.length();
         let (offset, limit) = (self.sum.length(), self.supply.length.as_u64());
         if length > limit.saturating_sub(offset) {
-            let reason = format!("it sends more than the {limit} bytes of the image");
+            let reason = format!("it sends more than the {limit} bytes that there are");
             return Err(TaskError::Supply { service: self.supply.service, reason });
         }
         if let Part::Data(data) = piece {
             self.to.write(data, offset, false).map_err(TaskError::Medium)?;
         }
         self.sum.add(piece);
+        let progress = Progress { done: ByteSize::bytes(self.sum.length()), of: self.supply.length };
+        lock(&self.worker.images.filled).insert(self.volume, progress);
         Ok(())
     }
 
@@ -305,10 +342,26 @@ impl Filling<'_> {
             return Err(TaskError::Supply { service: self.supply.service, reason });
         }
         let found = self.sum.digest();
-        if found != self.supply.sha256 {
-            return Err(TaskError::Differs { found, wanted: self.supply.sha256 });
+        if let Some(wanted) = self.supply.sha256 {
+            if found != wanted {
+                return Err(TaskError::Differs { found, wanted });
+            }
+            return self.to.flush().map_err(TaskError::Medium);
         }
-        self.to.flush().map_err(TaskError::Medium)
+        let service = self.supply.service;
+        let incomplete = || TaskError::Supply { service, reason: "it does not say that this was all".into() };
+        let wanted = self.told.ok_or_else(incomplete)?;
+        self.to.flush().map_err(TaskError::Medium)?;
+        // What it is a copy of is destroyed next: what counts is what the medium gives back.
+        let mut kept = Sum::default();
+        for piece in Content::new(Arc::clone(self.to), self.supply.length) {
+            self.worker.images.go_on(self.volume)?;
+            kept.add(&piece.map_err(TaskError::Medium)?);
+        }
+        match [found, kept.digest()].into_iter().find(|digest| *digest != wanted) {
+            Some(found) => Err(TaskError::Torn { service, found, wanted }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -335,3 +388,6 @@ fn found(backend: &dyn Backend, layout: &VolumeLayout, since: Generation) -> Res
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;

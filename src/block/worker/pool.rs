@@ -131,7 +131,8 @@ impl Worker {
     /// How far the work on volumes is that takes long.
     pub fn progress(&self) -> Vec<(VolumeId, Progress)> {
         let pools = self.pools().clone();
-        pools.values().flat_map(|pool| pool.backend().progress()).collect()
+        let filled = self.images.progress().into_iter();
+        filled.chain(pools.values().flat_map(|pool| pool.backend().progress())).collect()
     }
 
     /// Lets what takes long on volumes end soon, unfinished; it is begun again when it is due.

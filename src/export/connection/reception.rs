@@ -221,6 +221,8 @@ pub(in crate::export) fn cut(stream: &Arc<Stream>) -> Cut {
 fn closed(error: AttachError) -> Closed {
     match error {
         AttachError::Unknown(_) => Closed::Unknown,
-        AttachError::NotGranted { .. } | AttachError::Taken { .. } => Closed::Forbidden(error.to_string()),
+        AttachError::NotGranted { .. } | AttachError::Taken { .. } | AttachError::Withheld { .. } => {
+            Closed::Forbidden(error.to_string())
+        }
     }
 }

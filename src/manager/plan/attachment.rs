@@ -3,6 +3,7 @@
 //! Whatever lets somebody use a volume writes the volume's record too, so that two managers that do so at once conflict,
 //! and the later one judges anew.
 
+use super::moving::settled;
 use super::pool::listed;
 use super::{find, resolve};
 use crate::manager::audit::audit;
@@ -41,6 +42,7 @@ pub fn attach_volume(
         let name = client.meta.name;
         return Err(Refusal::Precondition(format!("client '{name}' was removed: its certificate is void")));
     }
+    settled(draft, &volume)?;
     know_all_attachments(draft)?;
     let held = draft.attachments_to(&volume);
     if let Some(own) = held.iter().find(|held| held.spec.client == client.meta.id) {

@@ -4,6 +4,7 @@
 //! admit the service for the first time since: every generation is lifted above all that any device has seen, what may
 //! have been made counts as made, and what would destroy bytes is ordered no longer, unless by a tombstone.
 
+use super::moving::void_move;
 use super::service::audit_service;
 use crate::manager::audit;
 use crate::manager::draft::Draft;
@@ -15,6 +16,8 @@ use crate::model::{
 
 /// Objects in one transaction; each may take two operations of it.
 const CARRIED_AT_ONCE: usize = 50;
+/// Moves that end in one transaction; each may take five operations of it.
+const VOIDED_AT_ONCE: usize = 20;
 
 /// Whether something on `service` is still to be lifted to the generations of `epoch`.
 pub fn has_to_carry(view: &View, service: ServiceId, epoch: Epoch) -> bool {
@@ -36,6 +39,12 @@ fn waiting(view: &View, service: ServiceId, floor: Generation) -> usize {
 /// None of its own.
 pub fn carry_over(draft: &mut Draft<'_>, service: ServiceId, epoch: Epoch, reason: &str) -> Result<bool, Refusal> {
     let (view, floor) = (draft.view(), Generation::floor(epoch));
+    let ends = |it: &&Volume| it.meta.generation < floor && (it.successor().is_some() || it.predecessor().is_some());
+    let moving: Vec<Volume> = view.volumes_of(service).filter(ends).take(VOIDED_AT_ONCE).cloned().collect();
+    if !moving.is_empty() {
+        moving.iter().for_each(|end| void_move(draft, end));
+        return Ok(true);
+    }
     let waiting = waiting(view, service, floor);
     let mut room = CARRIED_AT_ONCE;
     let pools: Vec<Pool> = below(view.pools_of(service), |it| &it.meta, floor, &mut room);

@@ -9,7 +9,7 @@
 
 mod volumes;
 
-pub(super) use volumes::{create_of_image, redirect};
+pub(super) use volumes::{create_of_image, keep_elsewhere, redirect};
 
 use super::pool::listed;
 use super::volume::{named_pool, promise_volume, roomiest_pool};
@@ -19,8 +19,8 @@ use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
     Attachment, AttachmentId, AttachmentSpec, Author, ByteSize, Client, ClientId, Digest, Image, ImageFormat, ImageId,
-    ImageRole, ImageSpec, ImageTie, Kind, Name, Phase, Pool, Replica, SECTOR, Seal, ServiceId, Uploaded, Volume,
-    VolumeId, VolumeSpec,
+    ImageRole, ImageSpec, ImageTie, Kind, Name, Phase, Pool, Replica, SECTOR, Seal, Service, ServiceId, Uploaded,
+    Volume, VolumeId, VolumeSpec,
 };
 
 /// What a user wants to import.
@@ -160,6 +160,7 @@ fn add_base(
     draft.claim(Kind::Volume, &name, id)?;
     let promised = promise_volume(&mut pool, size, ByteSize::ZERO)?;
     let replica = Replica { pool: pool.meta.id, service: pool.spec.service };
+    draft.guard::<Service>(replica.service);
     let tie = Some(Box::new(ImageTie { image: image.meta.id, role }));
     let spec = VolumeSpec { image: tie, ..VolumeSpec::of_size(size) };
     let mut volume = Volume::new(draft.new_meta(id, name), spec, vec![replica]);
@@ -347,13 +348,13 @@ pub(super) fn follow_base(draft: &mut Draft<'_>, base: &Volume) {
 /// Tells those who are yet to fetch from a service where it is now.
 pub(super) fn follow_service(draft: &mut Draft<'_>, service: ServiceId, address: Option<&str>) {
     let outdated = |volume: &&Volume| {
-        let supply = volume.spec.image.as_deref().and_then(ImageTie::supply);
+        let supply = volume.supply();
         let away = supply.is_some_and(|it| it.service == service && it.address.as_deref() != address);
         away && volume.status.size.is_none() && !volume.is_on(service) && !volume.meta.is_removed()
     };
     let outdated: Vec<Volume> = draft.all::<Volume>().filter(outdated).take(TOLD_AT_ONCE).cloned().collect();
     for mut volume in outdated {
-        if let Some(supply) = volume.spec.image.as_deref_mut().and_then(ImageTie::supply_mut) {
+        if let Some(supply) = volume.supply_mut() {
             supply.address = address.map(str::to_owned);
         }
         volume.meta.touch(draft.now);

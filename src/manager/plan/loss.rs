@@ -13,10 +13,10 @@ use crate::model::{
 };
 use std::collections::BTreeSet;
 
-/// How many attachments, snapshots, pools and volumes are closed in one transaction: each may take four operations of it
-/// (record, name, the pool's record, the image's), and the service itself with its session and the entry in the record of
-/// changes three more.
-const CLOSED_AT_ONCE: usize = 30;
+/// How many attachments, snapshots, pools and volumes are closed in one transaction: each may take six operations of it
+/// (record, name, the pool's record, and those of an image, or of the other end of a move with its name and an entry in the
+/// record of changes), and the service itself with its session and its own entry three more.
+const CLOSED_AT_ONCE: usize = 20;
 
 /// What is closed together, in this order: what refers to another object goes before it.
 pub(super) struct Held {
@@ -73,7 +73,10 @@ impl Held {
         }
         room = room.saturating_sub(self.snapshots.len());
         for volume in self.volumes.iter().take(room) {
-            forget_volume(draft, volume);
+            // As it stands: one end of a move changes with the other.
+            if let Some(volume) = draft.get::<Volume>(volume.meta.id).cloned() {
+                forget_volume(draft, &volume);
+            }
         }
         room = room.saturating_sub(self.volumes.len());
         for pool in self.pools.iter().take(room) {
@@ -190,7 +193,7 @@ pub fn loss_of(draft: &Draft<'_>, kind: Kind, reference: &str) -> Result<Loss, R
         services: held.services().into_iter().map(service).collect(),
         attachments: held.attachments.iter().map(Attachment::label).collect(),
         snapshots: held.snapshots.iter().map(|snapshot| snapshot.meta.name.to_string()).collect(),
-        volumes: held.volumes.iter().filter(|it| it.base_of().is_none()).map(|it| it.meta.name.to_string()).collect(),
+        volumes: held.volumes.iter().filter(|it| !it.is_hidden()).map(|it| it.meta.name.to_string()).collect(),
         images: images.iter().map(|image| name(image)).collect(),
         images_gone: images.iter().filter(gone).map(|image| name(image)).collect(),
         pools: held.pools.iter().map(|pool| pool.meta.name.to_string()).collect(),

@@ -10,6 +10,7 @@ mod drain;
 mod enrollment;
 mod image;
 mod loss;
+mod moving;
 mod orphan;
 mod pool;
 mod record;
@@ -25,12 +26,13 @@ pub use attachment::{Access, attach_volume, detach_volume, resolve_attachment};
 pub use authority::{advance_rotation, progress, record_certificate, rotate_authority};
 pub use carry::{carry_over, has_to_carry};
 pub use client::{Commission, create_client, purge_client, remove_client};
-pub use drain::{drain_service, remnants};
+pub use drain::{drain_service, draining, empty_one, has_next, remnants};
 pub use enrollment::{
     Application, Granted, Renewal, Request, Standing, enroll, hosts, lifetime, record_of, renew_service,
 };
 pub use image::{WantedImage, import_image, record_upload, remove_image, seal_image};
 pub use loss::{close_lost, loss_of};
+pub use moving::{advance_move, cancel_move, due_moves, move_volume};
 pub use orphan::{
     Adopted, Adoption, Sighting, adopt_pool, adopt_snapshot, adopt_some, adopt_volume, orphans, purge_orphan,
 };
@@ -70,7 +72,8 @@ impl Named for Volume {
     const KIND: Kind = Kind::Volume;
 
     fn own(&self, draft: &Draft<'_>) -> Result<(), Refusal> {
-        image::own_volume(draft, self)
+        image::own_volume(draft, self)?;
+        moving::own_end(draft, self)
     }
 }
 

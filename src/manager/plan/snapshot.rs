@@ -4,6 +4,7 @@
 //! into conflict.
 
 use super::attachment::know_all_attachments;
+use super::moving::settled;
 use super::volume::{detached, pool_of, promise};
 use super::{find, look_up};
 use crate::manager::audit::audit;
@@ -140,6 +141,7 @@ fn usable(draft: &Draft<'_>, reference: &str) -> Result<Volume, Refusal> {
             "volume '{name}' has not been made yet: see `symphony ctl volume get {name}`"
         )));
     }
+    settled(draft, &volume)?;
     Ok(volume)
 }
 

@@ -13,6 +13,7 @@ mod carry;
 mod devices;
 mod images;
 mod limits;
+mod moves;
 mod orphans;
 mod pools;
 mod record;

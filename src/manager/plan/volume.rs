@@ -3,6 +3,7 @@
 use super::attachment::{clients, know_all_attachments};
 use super::drain::admits;
 use super::image::{create_of_image, forget_base};
+use super::moving::{bury_along, forget_move, settled};
 use super::pool::listed;
 use super::snapshot::{fit_pool, fit_source};
 use super::{find, look_up};
@@ -94,6 +95,8 @@ pub fn create_volume(
     };
     let promised = promise_volume(&mut pool_record, size, making)?;
     let replica = Replica { pool: pool_record.meta.id, service: pool_record.spec.service };
+    // One that another manager begins to empty meanwhile takes nothing new.
+    draft.guard::<Service>(replica.service);
     let source = copyable.as_ref().map(|copyable| copyable.source);
     let pool = pool.as_ref().map(|_| pool_record.meta.id);
     let spec = VolumeSpec { pool, source, ..VolumeSpec::of_size(size) };
@@ -128,6 +131,7 @@ fn copyable(draft: &mut Draft<'_>, origin: &Origin) -> Result<Option<Copyable>, 
             if volume.meta.is_removed() {
                 return Err(Refusal::Removing { kind: Kind::Volume, name });
             }
+            settled(draft, &volume)?;
             let text = text(Kind::Volume, &name);
             let size = volume.status.size.ok_or_else(|| {
                 Refusal::Precondition(format!("{text} has not been made yet: see `symphony ctl volume get {name}`"))
@@ -158,6 +162,7 @@ pub fn resize_volume(
     if volume.meta.is_removed() {
         return Err(Refusal::Removing { kind: Kind::Volume, name });
     }
+    settled(draft, &volume)?;
     fit_size(size)?;
     let old = volume.spec.size;
     if size == old {
@@ -258,6 +263,7 @@ pub fn limit_volume(
     if volume.meta.is_removed() {
         return Err(Refusal::Removing { kind: Kind::Volume, name });
     }
+    settled(draft, &volume)?;
     let old = volume.spec.limits;
     let limits = changes.applied_to(&old);
     if let Some(fault) = limits.fault() {
@@ -315,6 +321,7 @@ pub fn remove_volume(
     }
     if volume.bury(draft.now) {
         volume.spec.wipe = wipe.unwrap_or_default();
+        bury_along(draft, &volume);
         draft.put(volume.clone());
         let detail = volume.spec.wipe.then(|| "its bytes are overwritten first".to_owned());
         audit(draft, author, "volume.remove", Kind::Volume, volume.meta.id, &name, detail);
@@ -383,6 +390,7 @@ pub(super) fn forget_volume(draft: &mut Draft<'_>, volume: &Volume) {
     draft.release(Kind::Volume, &volume.meta.name);
     draft.delete::<Volume>(volume.meta.id);
     forget_base(draft, volume);
+    forget_move(draft, volume);
 }
 
 pub(super) fn fit_size(size: ByteSize) -> Result<(), Refusal> {

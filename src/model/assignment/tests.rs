@@ -13,6 +13,7 @@ fn volume(generation: u64, size: u64) -> VolumeAssignment {
         revert: None,
         shrunk: None,
         image: None,
+        moving: None,
         wipe: false,
         made: false,
         removed: false,

@@ -85,6 +85,7 @@ pub(in crate::manager::plan) fn create_of_image(
     let making = if source.is_some() { chosen.room(None, least).unwrap_or_default() } else { ByteSize::ZERO };
     let promised = promise_volume(&mut chosen, size, making)?;
     let replica = Replica { pool: chosen.meta.id, service: chosen.spec.service };
+    draft.guard::<Service>(replica.service);
     let named = pool.map(|_| chosen.meta.id);
     let spec = VolumeSpec { pool: named, source, image: tie, ..VolumeSpec::of_size(size) };
     let mut volume = Volume::new(draft.new_meta(id, name.clone()), spec, vec![replica]);
@@ -153,6 +154,25 @@ pub(in crate::manager::plan) fn redirect(draft: &mut Draft<'_>, lost: ServiceId)
     told
 }
 
+/// Lets another pool keep what this base keeps, for when the base is to go.
+///
+/// # Errors
+/// If the image is gone, or the pool has no room after all.
+pub(in crate::manager::plan) fn keep_elsewhere(
+    draft: &mut Draft<'_>,
+    base: &Volume,
+    pool: Pool,
+    id: VolumeId,
+) -> Result<(), Refusal> {
+    let Some(mut image) = base.base_of().and_then(|id| draft.get::<Image>(id)).cloned() else { return Ok(()) };
+    let supply = supply(draft, &image, pool.spec.service, None)?;
+    image.status.bases.push(id);
+    add_base(draft, &image, id, pool, ImageRole::Fetched { supply })?;
+    image.meta.updated_at = draft.now;
+    draft.put(image);
+    Ok(())
+}
+
 /// Where a service fetches an image's content: at home if it can, and not from `avoided`.
 fn supply(draft: &Draft<'_>, image: &Image, service: ServiceId, avoided: Option<ServiceId>) -> Result<Supply, Refusal> {
     let name = &image.meta.name;
@@ -178,6 +198,6 @@ fn supply(draft: &Draft<'_>, image: &Image, service: ServiceId, avoided: Option<
         service: replica.service,
         address: address.filter(|_| replica.service != service),
         length: image.spec.size,
-        sha256,
+        sha256: Some(sha256),
     })
 }

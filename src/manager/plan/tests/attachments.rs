@@ -5,7 +5,7 @@ use crate::manager::plan::attachment::bury_attachments_of;
 use crate::store::Key;
 
 impl World {
-    fn client(&mut self, name: &str) -> Client {
+    pub(super) fn client(&mut self, name: &str) -> Client {
         let id = ClientId::from_bytes(self.id());
         let name: Name = name.parse().unwrap();
         let certificate = CertificateRecord {
@@ -24,17 +24,23 @@ impl World {
         client
     }
 
-    fn attach(&mut self, volume: &str, client: &str, read_only: bool, shared: bool) -> Result<Attachment, Refusal> {
+    pub(super) fn attach(
+        &mut self,
+        volume: &str,
+        client: &str,
+        read_only: bool,
+        shared: bool,
+    ) -> Result<Attachment, Refusal> {
         let id = AttachmentId::from_bytes(self.id());
         let access = Access { volume: volume.into(), client: client.into(), read_only, shared };
         self.write(|draft| attach_volume(draft, &somebody(), id, &access))
     }
 
-    fn detach(&mut self, volume: &str, client: &str) -> Result<Attachment, Refusal> {
+    pub(super) fn detach(&mut self, volume: &str, client: &str) -> Result<Attachment, Refusal> {
         self.write(|draft| detach_volume(draft, &somebody(), volume, client))
     }
 
-    fn report_attachment(&mut self, held: &Attachment, in_force: Observed<()>, failure: Option<&str>) {
+    pub(super) fn report_attachment(&mut self, held: &Attachment, in_force: Observed<()>, failure: Option<&str>) {
         let (id, generation) = (held.meta.id, held.meta.generation);
         let report = AttachmentReport { id, generation, in_force, failure: failure.map(str::to_owned) };
         let report = Report::Attachment(report);

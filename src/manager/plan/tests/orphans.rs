@@ -277,7 +277,8 @@ fn a_service_that_is_drained_is_given_nothing_new_and_a_dead_one_is_not_drained(
     drain(&mut world, false).unwrap();
     assert!(matches!(world.volume("w", 1, None), Err(Refusal::NoRoomAnywhere { .. })));
     assert!(world.volume("w", 1, Some("p")).unwrap_err().to_string().contains("being drained"));
-    let left: Vec<String> = remnants(&world.view, service_id()).into_iter().map(|remnant| remnant.name).collect();
+    let draft = Draft::new(&world.view, NOW, first_event(world.view.revision));
+    let left: Vec<String> = remnants(&draft, service_id()).into_iter().map(|remnant| remnant.name).collect();
     assert_eq!(left, ["v", "p"]);
     let revision = world.view.revision;
     drain(&mut world, false).unwrap();
