@@ -1,10 +1,11 @@
-//! Imports over NBD that are cut short and gone on with, against our own server.
+//! Imports over NBD that are cut short and gone on with, and whose medium loses power, against our own server.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use symphony::export::{Account, EngineChoice, ExportTable, NbdServer, ServedExport, ServerConfig};
 use symphony::image::{Content, Part, Sum};
+use symphony::io::crash::{CachingIo, Lie, Moments};
 use symphony::io::{BlockIo, Fault, FaultIo, MemoryIo, Operation};
 use symphony::model::{ByteSize, Digest};
 use symphony::nbd::import::{Before, ImportError, Stopped, Watcher, import};
@@ -85,35 +86,55 @@ impl Watcher for Notes {
     }
 }
 
-/// A server of one volume, and what was done to it.
-struct Bench {
+/// A server of one volume.
+struct Served {
     _directory: tempfile::TempDir,
     _server: NbdServer,
     uri: String,
-    io: Arc<FaultIo>,
 }
 
-fn bench() -> Bench {
+fn serve(io: Arc<dyn BlockIo>) -> Served {
     let directory = tempfile::tempdir().expect("a directory");
-    let io = Arc::new(FaultIo::new(Arc::new(MemoryIo::new(SIZE))));
     let table = ExportTable::new();
     let (name, description, account) = ("base".to_owned(), String::new(), Account::new());
-    let export = ServedExport { name, id: uuid::Uuid::nil(), description, io: io.clone(), read_only: false, account };
+    let export = ServedExport { name, id: uuid::Uuid::nil(), description, io, read_only: false, account };
     table.publish(export).expect("a free name");
     let socket = directory.path().join("nbd.sock");
     let config = ServerConfig { unix: Some(socket.clone()), engine: EngineChoice::Threads, ..ServerConfig::new() };
     let server = NbdServer::start(config, table).expect("a server");
     let uri = format!("nbd+unix:///base?socket={}", socket.display());
-    Bench { _directory: directory, _server: server, uri, io }
+    Served { _directory: directory, _server: server, uri }
 }
 
-impl Bench {
+impl Served {
     fn client(&self) -> Dialled {
         Client::dial(&self.uri.parse().expect("an URI")).expect("a connection")
     }
 
+    fn import(
+        &self,
+        content: &mut Written,
+        before: Option<Before>,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Digest, ImportError> {
+        import(content, &mut self.client(), before, Duration::ZERO, watcher)
+    }
+}
+
+/// The same, and what was done to the volume.
+struct Bench {
+    served: Served,
+    io: Arc<FaultIo>,
+}
+
+fn bench() -> Bench {
+    let io = Arc::new(FaultIo::new(Arc::new(MemoryIo::new(SIZE))));
+    Bench { served: serve(io.clone()), io }
+}
+
+impl Bench {
     fn import(&self, content: &mut Written, before: Option<Before>, notes: &mut Notes) -> Result<Digest, ImportError> {
-        import(content, &mut self.client(), before, Duration::ZERO, notes)
+        self.served.import(content, before, notes)
     }
 
     fn holds(&self, expected: &[u8]) {
@@ -197,4 +218,55 @@ fn a_write_that_fails_ends_the_import_and_nothing_more_is_called_durable() {
     let failed = bench.import(&mut Written::of(&[1, 2, 3, 4]), None, &mut notes);
     assert!(failed.is_err());
     assert!(notes.durable.iter().flatten().all(|before| before.bytes <= 2 << 18), "{:?}", notes.durable);
+}
+
+/// Notes what is called durable, and when, by the steps that the medium had taken.
+struct Witness {
+    disk: CachingIo,
+    said: Vec<(usize, Option<Before>)>,
+}
+
+impl Watcher for Witness {
+    fn passed(&mut self, _bytes: ByteSize) {}
+
+    fn durable(&mut self, before: Option<Before>) -> Result<(), Stopped> {
+        self.said.push((self.disk.log().steps(), before));
+        Ok(())
+    }
+}
+
+/// Goes on with an import on a medium that holds `image`, and asserts what is there in the end.
+fn go_on(image: &[u8], before: Option<Before>) {
+    let disk = Arc::new(MemoryIo::new(SIZE));
+    disk.write(image, 0, true).expect("a write");
+    let mut content = Written::of(PIECES);
+    let served = serve(disk.clone());
+    let digest = served.import(&mut content, before, &mut Notes::default()).expect("the rest");
+    assert_eq!(digest, content.digest(content.size()));
+    let mut held = vec![0xff; SIZE as usize];
+    disk.read(&mut held, 0).expect("a read");
+    let mut expected = content.bytes();
+    expected.resize(SIZE as usize, 0);
+    assert!(held == expected, "another content came of it, from {before:?} on");
+}
+
+const PIECES: &[u8] = &[1, 0, 2, 0, 3, 4];
+
+#[test]
+fn an_import_whose_medium_loses_power_after_any_step_goes_on_and_every_byte_is_there() {
+    let disk = CachingIo::new(SIZE, 5, Lie::None, &Moments::default());
+    let mut witness = Witness { disk: disk.another(), said: Vec::new() };
+    let mut content = Written::of(PIECES);
+    serve(Arc::new(disk.another())).import(&mut content, None, &mut witness).expect("an import");
+    assert!(witness.said.len() > PIECES.len() / 2, "{:?}", witness.said);
+    let (log, mut random) = (disk.log(), fastrand::Rng::with_seed(9));
+    for steps in 0..=log.steps() {
+        let said: Vec<Option<Before>> = witness.said.iter().filter(|said| said.0 <= steps).map(|said| said.1).collect();
+        // The last word may have been lost on its way to whoever keeps it.
+        let words = [said.last(), said.len().checked_sub(2).and_then(|last| said.get(last))];
+        for (fate, before) in (0..3).flat_map(|fate| words.map(|word| (fate, word.copied().flatten()))) {
+            let image = log.image(steps, |_, _| fate == 0 || fate == 1 && random.bool());
+            go_on(&image, before);
+        }
+    }
 }

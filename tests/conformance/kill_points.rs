@@ -142,6 +142,8 @@ impl Stage {
             .env("VICTIM_POOL_ID", text(&self.identity.pool))
             .env("VICTIM_VOLUME", text(&self.subject.id))
             .env("VICTIM_SNAPSHOT", text(&self.snapshot.id))
+            // Nobody else clears up behind a process that is killed.
+            .env("TMPDIR", self.keep.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()

@@ -1,5 +1,7 @@
 //! Images, as users see them: imported, kept, cloned, written out, removed.
 
+mod cut;
+mod hostile;
 mod qcow2;
 
 use crate::stage::{
@@ -133,7 +135,7 @@ fn a_block_service_fetches_an_image_from_another_one() {
 }
 
 #[test]
-fn an_import_that_is_killed_goes_on_when_it_is_repeated_and_leaves_nothing_when_it_is_removed() {
+fn an_import_that_is_killed_goes_on_when_it_is_repeated() {
     let Some((cluster, _mounted)) = stage(Backing::Embedded) else { return };
     let (ctl, image) = (cluster.ctl(), Image::new(48, 4));
     let socket = path_text(&ctl.socket).to_owned();
@@ -170,8 +172,13 @@ struct Hanging {
 
 impl Hanging {
     fn of(ctl: &Control, name: &str, size: usize) -> Self {
+        Self::with(ctl, name, size, &[])
+    }
+
+    fn with(ctl: &Control, name: &str, size: usize, more: &[&str]) -> Self {
         let (socket, size) = (path_text(&ctl.socket).to_owned(), size.to_string());
         let mut line = symphony(["ctl", "--socket", &socket, "image", "import", "-", "--name", name, "--size", &size]);
+        line.args(more);
         let piped = std::process::Stdio::piped;
         let mut child = line.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("an import");
         let stdin = child.stdin.take().expect("a pipe");
@@ -183,6 +190,12 @@ impl Hanging {
         drop(std::io::Write::write_all(&mut self.stdin, bytes));
     }
 
+    /// It dies, as its host does.
+    fn kill(mut self) {
+        self.child.kill().expect("kill the import");
+        self.child.wait().expect("bury it");
+    }
+
     /// What it says when nothing more comes.
     fn end(self) -> (Option<i32>, String) {
         let Self { child, stdin } = self;
@@ -190,6 +203,13 @@ impl Hanging {
         let output = child.wait_with_output().expect("its end");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
+}
+
+/// Asserts that nothing of any volume is in a pool of files.
+#[track_caller]
+fn holds_nothing(pool: &std::path::Path) {
+    let left: Vec<_> = std::fs::read_dir(pool.join("volumes")).expect("a directory").collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// Waits until somebody writes to what will keep the image.
@@ -237,8 +257,7 @@ fn an_image_that_is_removed_while_it_is_imported_leaves_nothing() {
     let (code, said) = import.end();
     assert_ne!(code, Some(0), "{said}");
     assert!(ctl.names("image").is_empty());
-    let left: Vec<_> = std::fs::read_dir(cluster.pool().join("volumes")).expect("a directory").collect();
-    assert!(left.is_empty(), "{left:?}");
+    holds_nothing(&cluster.pool());
     ctl.ok("pool remove main");
     ctl.check();
 }

@@ -1,7 +1,7 @@
 //! The store gone for good: a new cluster of what two hosts have on their disks, which serve on meanwhile.
 
-use crate::orphans::{holds, write};
-use crate::stage::{Backing, Cluster, client, on_each_store, path_text, until};
+use crate::orphans::{holds, orphan, write};
+use crate::stage::{Backing, Cluster, Hosts, Image, client, compare, on_each_store, path_text, qemu_io, sha256, until};
 use crate::support::process::mortal;
 
 on_each_store!(a_cluster_whose_store_is_gone_is_made_anew_of_its_disks);
@@ -88,5 +88,80 @@ fn a_cluster_whose_store_is_gone_is_made_anew_of_its_disks(backing: Backing) {
     }
     ctl.ok("volume resize db --size 2M");
     ctl.ok("volume remove web");
+    ctl.check();
+}
+
+#[test]
+fn a_host_recovers_into_a_cluster_elsewhere_with_a_token_and_not_without_one() {
+    let Some(mut hosts) = Hosts::start(["block"], "") else { return };
+    let block = hosts.joined_block("block");
+    let (ctl, address) = (hosts.ctl(), hosts.address("manager"));
+    ctl.ok("volume create db --size 1M");
+    let local = format!("nbd+unix:///db?socket={}", path_text(&block.directory.join("nbd.sock")));
+    qemu_io(&local, &["write -P 5 0 1M", "flush"]).succeeds();
+    let (service, volume) = (block.id(), ctl.text("volume get db", "/meta/id"));
+    let stale = hosts.token("");
+
+    hosts.manager.kill();
+    std::fs::remove_file(hosts.path().join("manager/store.redb")).expect("a store");
+    hosts.manager.start_serving(&ctl.socket);
+    until("the manager to find nothing", || (ctl.text("manager status", "/state") == "stranded").then_some(()));
+    ctl.ok("manager recover");
+    until("the old cluster to be missed", || {
+        (block.control.text("block status", "/state") != "connected").then_some(())
+    });
+    block.control.run(&format!("block init {address} --recover")).fails(4, &["token"]);
+    block.control.run(&format!("block init {address} --recover --token {stale}")).fails(4, &[]);
+    assert_eq!(block.id(), service, "the old membership goes on");
+    client(&local).expect("served after every refusal");
+    let token = hosts.token("");
+    block.control.ok(&format!("block init {address} --recover --token {token}"));
+    assert_ne!(block.id(), service);
+    until("the volume to be back", || {
+        let outcome = ctl.run("volume get db -o json");
+        let found: serde_json::Value = serde_json::from_slice(&outcome.stdout).ok()?;
+        (found["meta"]["id"].as_str()? == volume && found["status"]["phase"] == "ready").then_some(())
+    });
+    qemu_io(&local, &["read -P 5 0 1M"]).succeeds();
+    ctl.ok("manager recover --finish");
+    ctl.check_when_settled_somewhere();
+}
+
+#[test]
+fn an_image_s_content_outlives_the_store_and_is_made_an_image_again() {
+    let mut cluster = Cluster::start(Backing::Embedded);
+    let (ctl, manager, image) = (cluster.ctl(), cluster.manager_port, Image::new(24, 13));
+    let (file, digest) = (image.path(), sha256(&image.bytes()));
+    ctl.ok(&format!("image import {} --name noble", path_text(&file)));
+    let base = ctl.text("image get noble", "/status/bases/0");
+    ctl.ok("volume create web --image noble");
+    cluster.manager.kill();
+    lose_the_store(&cluster);
+    cluster.manager.start_serving(&ctl.socket);
+    until("the manager to find nothing", || (ctl.text("manager status", "/state") == "stranded").then_some(()));
+    ctl.ok("manager recover");
+    let block = cluster.block_ctl();
+    until("the old cluster to be missed", || (block.text("block status", "/state") != "connected").then_some(()));
+    block.ok(&format!("block init 127.0.0.1:{manager} --recover"));
+    until("its volume to be back", || (ctl.json("manager recover --status")["volumes"] == 1).then_some(()));
+    ctl.check_when_settled();
+    compare(&file, &ctl.uri("web", "nbd"));
+    assert!(ctl.names("image").is_empty());
+    let ended = ctl.json("manager recover --finish");
+    assert!(ended["remarks"].to_string().contains("kept an image's content"), "{ended}");
+
+    // As the README says where the file is gone.
+    let found = orphan(&ctl, "volume", &format!("image-{base}"));
+    assert_eq!((found["id"].as_str(), &found["standing"]), (Some(base.as_str()), &"image-base".into()));
+    ctl.ok(&format!("orphans adopt {base} --name was-noble"));
+    let saved = cluster.path().join("saved.raw");
+    ctl.ok(&format!("volume download was-noble {}", path_text(&saved)));
+    assert_eq!(sha256(&std::fs::read(&saved).expect("the content")), digest);
+    ctl.ok(&format!("image import {} --name noble", path_text(&saved)));
+    ctl.ok("volume remove was-noble");
+    assert_eq!(ctl.text("image get noble", "/spec/sha256"), digest);
+    ctl.ok("volume create another --image noble");
+    compare(&file, &ctl.uri("another", "nbd"));
+    assert!(ctl.names("orphans").is_empty());
     ctl.check();
 }

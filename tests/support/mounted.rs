@@ -15,10 +15,18 @@ impl Mounted {
     /// # Errors
     /// Why this machine does not let us have one.
     pub fn xfs() -> Result<Self, String> {
+        // The smallest that mkfs.xfs makes.
+        Self::xfs_of(320 << 20)
+    }
+
+    /// The same, of so many bytes; it occupies what is written to it.
+    ///
+    /// # Errors
+    /// Why this machine does not let us have one.
+    pub fn xfs_of(bytes: u64) -> Result<Self, String> {
         let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (image, path) = (directory.path().join("image"), directory.path().join("mounted"));
-        // The smallest that mkfs.xfs makes; it occupies what is written to it.
-        let file = std::fs::File::create(&image).and_then(|file| file.set_len(320 << 20));
+        let file = std::fs::File::create(&image).and_then(|file| file.set_len(bytes));
         file.and_then(|()| std::fs::create_dir(&path)).map_err(|error| error.to_string())?;
         run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image))?;
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&path))?;

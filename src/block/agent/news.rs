@@ -15,44 +15,14 @@ impl Agent {
             Some(Report::Volume(last)) => Some(last),
             _ => None,
         };
-        let unknown =
-            VolumeReport { id, generation: task.generation, volume: Observed::Unknown, progress: None, failure: None };
-        // One that is served goes on being served.
-        let is_served = |last: &&VolumeReport| !task.removed && matches!(last.volume, Observed::Known(_));
-        let mut report = last.filter(is_served).cloned().unwrap_or(unknown);
-        let told = last.filter(|last| last.generation == report.generation).and_then(|last| last.progress);
-        report.progress = Some(progress);
-        (told.map(crate::model::Progress::percent) != Some(progress.percent())).then_some(Report::Volume(report))
+        work_report(task, last, progress).map(Report::Volume)
     }
 
-    /// A report on a snapshot whose room was looked at, if that is worth a write to the store: it moved by a hundredth, or
-    /// did not suffice.
+    /// A report on a snapshot whose room was looked at, if that is worth a write to the store.
     pub(super) fn fill_report(&self, seen: &SnapshotFill) -> Option<Report> {
         let snapshot = self.assigned.snapshots.get(&seen.id).filter(|snapshot| !snapshot.removed)?;
         let Some(Report::Snapshot(last)) = self.reports.get(&seen.id.into()) else { return None };
-        let mut report = last.clone();
-        match (&mut report.snapshot, seen.spoilt) {
-            _ if last.spoilt => return None,
-            (_, true) => {
-                let why = "it is spoilt: more of its volume was changed than it had room for; the volume is not harmed";
-                return match Assigned::from(snapshot.clone()).unknown(why.to_owned()) {
-                    Report::Snapshot(lost) => Some(Report::Snapshot(SnapshotReport { spoilt: true, ..lost })),
-                    other => Some(other),
-                };
-            }
-            (Observed::Known(taken), false) => {
-                let hundredth = seen.fill.room.as_u64() / 100;
-                let same = |told: Fill| {
-                    told.room == seen.fill.room && told.used.as_u64().abs_diff(seen.fill.used.as_u64()) <= hundredth
-                };
-                if taken.fill.is_some_and(same) {
-                    return None;
-                }
-                taken.fill = Some(seen.fill);
-            }
-            (Observed::Unknown | Observed::Absent, false) => return None,
-        }
-        Some(Report::Snapshot(report))
+        room_report(snapshot, last, seen)
     }
 
     /// The last report on a pool.
@@ -62,6 +32,51 @@ impl Agent {
             Report::Volume(_) | Report::Snapshot(_) | Report::Attachment(_) => None,
         }
     }
+}
+
+/// A report on a volume with which `task` is being done, from the last one on it, if there is one: it has come a hundredth
+/// further than was told.
+fn work_report(
+    task: &VolumeAssignment,
+    last: Option<&VolumeReport>,
+    progress: crate::model::Progress,
+) -> Option<VolumeReport> {
+    let (id, generation) = (task.id, task.generation);
+    let unknown = VolumeReport { id, generation, volume: Observed::Unknown, progress: None, failure: None };
+    // One that is served goes on being served.
+    let is_served = |last: &&VolumeReport| !task.removed && matches!(last.volume, Observed::Known(_));
+    let mut report = last.filter(is_served).cloned().unwrap_or(unknown);
+    let told = last.filter(|last| last.generation == report.generation).and_then(|last| last.progress);
+    report.progress = Some(progress);
+    (told.map(crate::model::Progress::percent) != Some(progress.percent())).then_some(report)
+}
+
+/// A report on a snapshot with room of its own, from the last one on it: what it has used moved by a hundredth, or it did
+/// not suffice.
+fn room_report(snapshot: &SnapshotAssignment, last: &SnapshotReport, seen: &SnapshotFill) -> Option<Report> {
+    let mut report = last.clone();
+    match (&mut report.snapshot, seen.spoilt) {
+        _ if last.spoilt => return None,
+        (_, true) => {
+            let why = "it is spoilt: more of its volume was changed than it had room for; the volume is not harmed";
+            return match Assigned::from(snapshot.clone()).unknown(why.to_owned()) {
+                Report::Snapshot(lost) => Some(Report::Snapshot(SnapshotReport { spoilt: true, ..lost })),
+                other => Some(other),
+            };
+        }
+        (Observed::Known(taken), false) => {
+            let hundredth = seen.fill.room.as_u64() / 100;
+            let same = |told: Fill| {
+                told.room == seen.fill.room && told.used.as_u64().abs_diff(seen.fill.used.as_u64()) <= hundredth
+            };
+            if taken.fill.is_some_and(same) {
+                return None;
+            }
+            taken.fill = Some(seen.fill);
+        }
+        (Observed::Unknown | Observed::Absent, false) => return None,
+    }
+    Some(Report::Snapshot(report))
 }
 
 /// A report on a pool that was looked at again, from the last one on it, if that is worth a write to the
@@ -93,4 +108,147 @@ pub(super) fn look_report(last: &PoolReport, seen: Result<PoolCapacity, String>)
         (Err(_), Observed::Absent | Observed::Unknown) => return None,
     }
     Some(Report::Pool(report))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume() -> VolumeAssignment {
+        VolumeAssignment {
+            id: VolumeId::from_bytes([1; 16]),
+            name: "db".parse().unwrap(),
+            generation: Generation::new(7),
+            pool: PoolId::from_bytes([2; 16]),
+            size: ByteSize::mib(1000),
+            limits: Limits::NONE,
+            source: None,
+            revert: None,
+            shrunk: None,
+            image: None,
+            moving: None,
+            wipe: false,
+            made: true,
+            removed: false,
+        }
+    }
+
+    fn done(mib: u64) -> crate::model::Progress {
+        crate::model::Progress { done: ByteSize::mib(mib), of: ByteSize::mib(1000) }
+    }
+
+    fn served(generation: u64) -> VolumeReport {
+        let served = ServedVolume { size: ByteSize::mib(900), exports: Vec::new() };
+        let (id, generation, failure) = (volume().id, Generation::new(generation), Some("what was wrong".into()));
+        VolumeReport { id, generation, volume: Observed::Known(served), progress: None, failure }
+    }
+
+    #[test]
+    fn work_is_told_of_when_it_begins_and_at_every_hundredth_and_not_in_between() {
+        let mut last = None;
+        let mut told = Vec::new();
+        for mib in 0..=1000 {
+            if let Some(report) = work_report(&volume(), last.as_ref(), done(mib)) {
+                assert_eq!((report.id, report.generation), (volume().id, Generation::new(7)));
+                assert_eq!(report.volume, Observed::Unknown, "nobody has seen it whole yet");
+                told.push(report.progress.unwrap());
+                last = Some(report);
+            }
+        }
+        assert_eq!(told, (0..=100).map(|percent| done(10 * percent)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_volume_that_is_served_is_told_of_as_served_while_it_is_worked_on() {
+        let report = work_report(&volume(), Some(&served(6)), done(500)).unwrap();
+        assert_eq!(report, VolumeReport { progress: Some(done(500)), ..served(6) });
+        assert_eq!(work_report(&volume(), Some(&report), done(505)), None);
+        let again = work_report(&volume(), Some(&report), done(510)).unwrap();
+        assert_eq!(again.progress, Some(done(510)));
+    }
+
+    #[test]
+    fn the_wiping_of_a_removed_volume_makes_it_unknown_and_old_progress_is_not_taken_for_its_own() {
+        let removed = VolumeAssignment { removed: true, ..volume() };
+        // Of another piece of work, before the tombstone.
+        let before = VolumeReport { progress: Some(done(500)), ..served(6) };
+        let report = work_report(&removed, Some(&before), done(500)).unwrap();
+        assert_eq!(
+            (report.generation, &report.volume, &report.failure),
+            (Generation::new(7), &Observed::Unknown, &None)
+        );
+        assert_eq!(work_report(&removed, Some(&report), done(509)), None);
+    }
+
+    #[test]
+    fn progress_of_nothing_and_beyond_its_end_is_told_once() {
+        let (none, beyond) = (done(0), done(2000));
+        let nothing = crate::model::Progress { of: ByteSize::ZERO, ..none };
+        let report = work_report(&volume(), None, nothing).unwrap();
+        assert_eq!(work_report(&volume(), Some(&report), nothing), None);
+        let report = work_report(&volume(), None, beyond).unwrap();
+        assert_eq!(work_report(&volume(), Some(&report), done(1000)), None, "it is at 100% either way");
+    }
+
+    fn snapshot() -> SnapshotAssignment {
+        SnapshotAssignment {
+            id: SnapshotId::from_bytes([3; 16]),
+            name: "monday".parse().unwrap(),
+            generation: Generation::new(2),
+            volume: volume().id,
+            pool: volume().pool,
+            set: Vec::new(),
+            room: Some(ByteSize::mib(100)),
+            made: true,
+            removed: false,
+        }
+    }
+
+    fn taken(fill: Option<Fill>) -> SnapshotReport {
+        let taken = TakenSnapshot { size: ByteSize::mib(1000), at: Timestamp::EPOCH, fill };
+        let (id, generation) = (snapshot().id, snapshot().generation);
+        SnapshotReport { id, generation, snapshot: Observed::Known(taken), spoilt: false, failure: None }
+    }
+
+    fn used(mib: u64) -> Fill {
+        Fill { room: ByteSize::mib(100), used: ByteSize::mib(mib) }
+    }
+
+    fn seen(fill: Fill) -> SnapshotFill {
+        SnapshotFill { id: snapshot().id, fill, spoilt: false }
+    }
+
+    #[test]
+    fn a_snapshot_s_room_is_told_of_first_and_then_when_more_than_a_hundredth_of_it_moved() {
+        let told = |last, seen: Fill| room_report(&snapshot(), &taken(last), &self::seen(seen));
+        assert_eq!(told(None, used(0)), Some(Report::Snapshot(taken(Some(used(0))))));
+        assert_eq!(told(Some(used(40)), used(40)), None);
+        assert_eq!(told(Some(used(40)), used(41)), None);
+        assert_eq!(told(Some(used(40)), used(42)), Some(Report::Snapshot(taken(Some(used(42))))));
+        assert_eq!(told(Some(used(40)), used(38)), Some(Report::Snapshot(taken(Some(used(38))))));
+        let larger = Fill { room: ByteSize::mib(200), used: ByteSize::mib(40) };
+        assert_eq!(told(Some(used(40)), larger), Some(Report::Snapshot(taken(Some(larger)))));
+    }
+
+    #[test]
+    fn a_spoilt_snapshot_is_told_of_once_as_lost_with_the_reason_and_never_recovers() {
+        let spoilt = SnapshotFill { spoilt: true, ..seen(used(100)) };
+        let Some(Report::Snapshot(report)) = room_report(&snapshot(), &taken(Some(used(99))), &spoilt) else {
+            panic!("it is to be told of");
+        };
+        assert!(report.spoilt && report.snapshot == Observed::Unknown, "{report:?}");
+        assert!(report.failure.as_deref().is_some_and(|why| why.contains("the volume is not harmed")), "{report:?}");
+        assert_eq!(room_report(&snapshot(), &report, &spoilt), None);
+        assert_eq!(room_report(&snapshot(), &report, &seen(used(10))), None);
+    }
+
+    #[test]
+    fn the_room_of_a_snapshot_that_nobody_saw_taken_says_nothing_unless_it_is_spoilt() {
+        for observed in [Observed::Unknown, Observed::Absent] {
+            let last = SnapshotReport { snapshot: observed, ..taken(None) };
+            assert_eq!(room_report(&snapshot(), &last, &seen(used(50))), None);
+            let spoilt = SnapshotFill { spoilt: true, ..seen(used(50)) };
+            assert!(room_report(&snapshot(), &last, &spoilt).is_some());
+        }
+    }
 }

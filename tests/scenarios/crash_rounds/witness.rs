@@ -7,7 +7,7 @@ use symphony::nbd::Dialled;
 
 /// Bytes that are written at once; a power of two that every medium writes as one.
 const BLOCK: usize = 4096;
-const BLOCKS: usize = 256;
+pub const BLOCKS: usize = 256;
 
 /// Each block holds one number, over and over: that of the write it comes from, zero before the first.
 #[derive(Clone)]
@@ -41,6 +41,22 @@ impl Witness {
             began: Instant::now(),
             journal: Vec::new(),
         }
+    }
+
+    /// One that finds blocks of these numbers to begin with.
+    pub fn of(random: fastrand::Rng, numbers: impl IntoIterator<Item = u64>) -> Self {
+        let blocks = numbers.into_iter().map(|kept| Block { kept, ..Block::default() }).collect();
+        Self { blocks, ..Self::new(random) }
+    }
+
+    /// What a volume that holds blocks of these numbers looks like.
+    pub fn bytes_of(numbers: impl IntoIterator<Item = u64>) -> Vec<u8> {
+        numbers.into_iter().flat_map(|number: u64| number.to_be_bytes().repeat(BLOCK / 8)).collect()
+    }
+
+    /// The same knowledge of another volume, whose fate is its own.
+    pub fn fork(&mut self) -> Self {
+        Self { random: self.random.fork(), ..self.clone() }
     }
 
     fn note(&mut self, what: &'static str) {
@@ -125,6 +141,13 @@ impl Witness {
 
     /// Reads everything back: what was acknowledged is there, unless a later write has taken its place.
     pub fn verify(&mut self, uri: &str) {
+        if let Err(wrong) = self.look(uri) {
+            panic!("{wrong}");
+        }
+    }
+
+    /// As [`Self::verify`]; what is wrong, if something is.
+    pub fn look(&mut self, uri: &str) -> Result<(), String> {
         let mut bytes = vec![0; BLOCK * BLOCKS];
         until("the volume to be read", || client(uri).and_then(|mut it| it.read(0, &mut bytes)).ok());
         let mut wrong = Vec::new();
@@ -139,8 +162,11 @@ impl Witness {
             }
             *block = Block { kept: found, ..Block::default() };
         }
-        if let Some((_, _, kept, _)) = wrong.first() {
-            panic!("blocks, what they hold, what was kept, what may be: {wrong:?}\n{}", self.around(*kept));
+        match wrong.first() {
+            Some((_, _, kept, _)) => {
+                Err(format!("blocks, what they hold, what was kept, what may be: {wrong:?}\n{}", self.around(*kept)))
+            }
+            None => Ok(()),
         }
     }
 }

@@ -1,7 +1,7 @@
 mod copies;
 mod growth;
 mod kill_points;
-mod machine;
+pub mod machine;
 mod model;
 mod pools;
 mod sequences;
