@@ -7,6 +7,8 @@ FLAGS   := --locked --target $(TARGET)
 BINARY  := target/symphony
 # The conformance suite as a program of its own, for guests.
 SUITE   := target/conformance
+# And the benchmark.
+FIGURES := target/bench
 PROTOX  := target/tools/bin/protox
 SECONDS_EACH ?= 60
 MINUTES ?= 10
@@ -23,8 +25,8 @@ PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdc
 # What runs guests and makes them out of packages; what is in the guests is downloaded, not installed.
 VM_PROGRAMS := qemu-system-x86_64=qemu-system-x86 python3=python3 modprobe=kmod depmod=kmod nbdkit=nbdkit
 
-.PHONY: help build demo test test-faults test-simulation test-vm target/conformance lint bench bench-scale bench-data \
-        fuzz tools test-tools demo-tools clean
+.PHONY: help build demo test test-faults test-simulation test-vm $(SUITE) lint bench bench-scale bench-vm $(FIGURES) \
+        bench-data fuzz tools test-tools demo-tools clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -72,6 +74,15 @@ bench: build test-tools ## Print the control plane's figures, side by side with 
 
 bench-scale: build test-tools ## Print how the control plane grows: SERVICES=1000 VOLUMES=1000,10000,100000 on either store
 	SYMPHONY_BENCH_BINARY=$(abspath $(BINARY)) $(STATIC) bench $(FLAGS) --bench control -- scale
+
+bench-vm: build $(FIGURES) ## Print what needs device-mapper, in an emulated guest: ratios tell, milliseconds do not
+	@tests/tools/install $(VM_PROGRAMS)
+	tests/vm/run --bench $(FIGURES) $(BINARY) 90
+
+$(FIGURES): tools
+	CARGO_PROFILE_BENCH_STRIP=symbols $(STATIC) bench --no-run $(FLAGS) --bench control \
+	  --message-format=json-render-diagnostics >$(FIGURES).json
+	@cp "$$(sed -n 's/.*"executable":"\([^"]*\/control-[^"]*\)".*/\1/p' $(FIGURES).json)" $(FIGURES)
 
 bench-data: tools ## Print the data path's figures, side by side with qemu-nbd, nbdkit and nbd-server
 	@tests/tools/install fio=fio nbdcopy=libnbd-bin qemu-nbd=qemu-utils nbdkit=nbdkit nbd-server=nbd-server ip=iproute2 \

@@ -7,7 +7,8 @@ A case opens with what it proves, in one line of comment, and may go on with a l
 
 `disks` are fresh and empty. `seconds` is the deadline of the case alone, 240 without it. A case that `crashes` a guest,
 and one with several guests, has its machine for itself; all others with the same machine share one boot of it. A case
-that runs `conformance` finds the program of that name, which is `tests/conformance`, in its guest.
+that runs `conformance` or `bench` finds the program of that name, which is `tests/conformance` or `tests/bench`, in its
+guest. One that runs `bench` measures: nothing is asserted, what it says is shown, and it is run only when it is named.
 """
 
 import re
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from machine import Hardware
 
+# What cases may find in their guests beside symphony.
+PROGRAMS = frozenset({"conformance", "bench"})
 DIRECTORY = Path(__file__).resolve().parent / "cases"
 # Seconds for a case that asks for no other number: ten times what it takes on an idle machine.
 PATIENCE = 240
@@ -34,11 +37,15 @@ class Case:
     hardware: Hardware
     seconds: int
     crashes: bool
-    conformance: bool
+    programs: frozenset
 
     @property
     def alone(self):
         return self.crashes or self.hardware.guests > 1
+
+    @property
+    def measures(self):
+        return "bench" in self.programs
 
 
 def read(path):
@@ -47,7 +54,7 @@ def read(path):
         raise CaseError(f"{path.name}: its first line is a comment that says what it proves")
     words = lines[1].removeprefix("# vm:").split() if lines[1:] and lines[1].startswith("# vm:") else []
     options = dict(word.partition("=")[::2] for word in words)
-    unknown = set(options) - {"disks", "memory", "seconds", "powerloss", "guests", "crashes", "conformance"}
+    unknown = set(options) - {"disks", "memory", "seconds", "powerloss", "guests", "crashes"} - PROGRAMS
     if unknown:
         raise CaseError(f"{path.name}: no such options: {', '.join(sorted(unknown))}")
     sizes = [size for size in options.get("disks", "").split(",") if size]
@@ -59,7 +66,7 @@ def read(path):
     )
     seconds = int(options.get("seconds", PATIENCE))
     proves = lines[0].removeprefix("# ")
-    return Case(path.stem, path, proves, hardware, seconds, "crashes" in options, "conformance" in options)
+    return Case(path.stem, path, proves, hardware, seconds, "crashes" in options, PROGRAMS & options.keys())
 
 
 def read_size(path, text):
@@ -70,12 +77,14 @@ def read_size(path, text):
 
 
 def choose(wanted):
-    """The cases whose names are or begin with one of the words, in order; all if there are no words."""
+    """The cases whose names are or begin with one of the words, in order; all that assert something if there are no words."""
     cases = [read(path) for path in sorted(DIRECTORY.glob("*.sh"))]
     for word in wanted:
         if not any(case.name.startswith(word) for case in cases):
             raise CaseError(f"no case is called '{word}'; there are: {', '.join(case.name for case in cases)}")
-    return [case for case in cases if not wanted or any(case.name.startswith(word) for word in wanted)]
+    if not wanted:
+        return [case for case in cases if not case.measures]
+    return [case for case in cases if any(case.name.startswith(word) for word in wanted)]
 
 
 def groups(cases):

@@ -53,11 +53,13 @@ export SYMPHONY_SOCKET=$STATE/manager/control.sock
 ctl() { timeout 60 symphony ctl "$@"; }
 block_ctl() { timeout 60 symphony ctl --socket "$STATE/block/control.sock" "$@"; }
 
-# running NAME COMMAND…: starts a daemon with its log in $STATE/NAME.log and its process in $STATE/NAME.pid.
+# running NAME [on HOST] COMMAND…: starts a daemon with its log in $STATE/NAME.log and its process in $STATE/NAME.pid.
 running() {
   local name=$1
   shift
   mkdir -p "$STATE"
+  # A function would be a process of its own above the daemon's, and `killed` would kill that one.
+  [ "$1" != on ] || set -- nsenter --net="/run/netns/$2" -- "${@:3}"
   "$@" >>"$STATE/$name.log" 2>&1 </dev/null &
   echo $! >"$STATE/$name.pid"
 }
