@@ -61,11 +61,12 @@ pub async fn join(
     let granted = member.writer.write(move |draft| plan::enroll(draft, &author, &application)).await;
     let granted = granted.inspect_err(|refusal| warn(caller, &peer, id, "join", refusal))?;
     tracing::info!(service = %id, %peer, "a block service joined");
+    let view = member.view.read();
     Ok(proto::JoinResponse {
         cluster_id: member.cluster.meta.id.to_string(),
         cluster_name: member.cluster.meta.name.to_string(),
-        managers: member.view.read().manager_addresses(member.service),
-        recovering: member.view.read().recovering().is_some(),
+        managers: view.manager_addresses(member.service),
+        recovering: view.recovering().is_some(),
         certificate: granted.map(|granted| certificate(id, granted)),
     })
 }

@@ -250,3 +250,15 @@ fn the_commands_that_the_readme_promises_are_targets_of_make() {
         assert!(makefile.contains(&format!("\n{target}:")), "make {target}");
     }
 }
+
+/// A second guard that is asked for while the first is held waits for a writer that waits for the first: all stand still. In
+/// one statement both live until its end.
+#[test]
+fn no_statement_of_the_manager_reads_the_view_twice() {
+    let twice = |text: &str| text.split([';', '}']).any(|part| part.matches("view.read()").count() > 1);
+    assert!(twice("f(Answer { a: member.view.read().a(), b: member.view.read().b() });"));
+    assert!(!twice("let a = member.view.read().a(); let b = member.view.read().b();"));
+    let found: Vec<String> =
+        rust_files("src/manager").into_iter().filter(|(_, text)| twice(text)).map(|(file, _)| file).collect();
+    assert_eq!(found, Vec::<String>::new());
+}
