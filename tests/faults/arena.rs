@@ -1,6 +1,7 @@
 //! What is hurt: managers, etcd members and block services, on hosts of their own or all on one.
 
 use super::disk::{Disk, Ground};
+use super::relay::Relays;
 use super::schedule::{Fault, Process, Shape};
 use crate::stage::{Control, Daemon, Host, Network, bundle, path_text, symphony, symphony_on, until};
 use crate::support::ports::free_ports;
@@ -13,6 +14,9 @@ use std::process::Command;
 const NOWHERE: &str = "02:00:00:00:00:01";
 /// Where etcd serves its clients and its peers.
 const ETCD_PORTS: [u16; 2] = [2379, 2380];
+const MANAGER_PORT: u16 = 15760;
+/// Where relays stand before an etcd member and a manager.
+const RELAYED: [u16; 2] = [12379, 25760];
 
 /// One process, what asks it, and what its config directory is on.
 struct Node {
@@ -28,6 +32,8 @@ pub struct Arena {
     // The processes end before what they stand on does.
     nodes: BTreeMap<Process, Node>,
     pools: Vec<Disk>,
+    /// By the place of the host.
+    relays: BTreeMap<usize, Relays>,
     network: Option<Network>,
     ground: Option<Ground>,
     pub shape: Shape,
@@ -52,10 +58,16 @@ impl Arena {
     pub fn of_hosts() -> Option<Self> {
         let names = ["host-0", "host-1", "host-2", "host-3", "host-4", "client"];
         let network = Network::of(names)?;
-        let shape = Shape { managers: 3, etcds: 3, blocks: 2, hosts: 5, disks: true };
+        let shape = Shape { managers: 3, etcds: 3, blocks: 2, hosts: 5, relays: true, disks: true };
         let mut arena = Self::bare(shape, Some(network));
         for place in 0..3 {
             arena.add_etcd(place);
+        }
+        // The first manager and the first member are reached without one.
+        for place in 1..3 {
+            let host = arena.host(place).expect("a host");
+            let ports = [(RELAYED[0], ETCD_PORTS[0]), (RELAYED[1], MANAGER_PORT)];
+            arena.relays.insert(place, Relays::start(&host, &ports));
         }
         arena.populate();
         Some(arena)
@@ -63,7 +75,8 @@ impl Arena {
 
     /// A manager with the embedded store and two block services.
     pub fn of_one_machine() -> Self {
-        let mut arena = Self::bare(Shape { managers: 1, etcds: 0, blocks: 2, hosts: 0, disks: true }, None);
+        let mut arena =
+            Self::bare(Shape { managers: 1, etcds: 0, blocks: 2, hosts: 0, relays: false, disks: true }, None);
         arena.populate();
         arena
     }
@@ -72,7 +85,8 @@ impl Arena {
         let scratch = tempfile::tempdir().expect("a directory");
         let ground = Ground::prepare(scratch.path());
         shape.disks &= ground.is_some();
-        Self { nodes: BTreeMap::new(), pools: Vec::new(), network, ground, shape, scratch: Some(scratch) }
+        let (nodes, pools, relays) = Default::default();
+        Self { nodes, pools, relays, network, ground, shape, scratch: Some(scratch) }
     }
 
     pub fn path(&self) -> &Path {
@@ -117,7 +131,7 @@ impl Arena {
 
     fn populate(&mut self) {
         let manager_port = match &self.network {
-            Some(_) => 15760,
+            Some(_) => MANAGER_PORT,
             None => free_ports(1)[0],
         };
         for place in 0..self.shape.managers {
@@ -145,8 +159,17 @@ impl Arena {
         let (host, port) = (self.host(place), port.to_string());
         let mut arguments = vec!["manager", "run", "--config-dir", path_text(&directory), "--listen-port", &port];
         let etcds: Vec<Host> = (0..self.shape.etcds).filter_map(|place| self.host(place)).collect();
-        let urls: Vec<String> = etcds.iter().map(|host| format!("http://{}:{}", host.address, ETCD_PORTS[0])).collect();
-        let (urls, address) = (urls.join(","), host.as_ref().map(|host| format!("{}:{port}", host.address)));
+        // What a relay stands before on its host is reached through it.
+        let through = |place: usize, straight: u16, relayed: u16| match self.relays.contains_key(&place) {
+            true => relayed,
+            false => straight,
+        };
+        let url = |(place, host): (usize, &Host)| {
+            format!("http://{}:{}", host.address, through(place, ETCD_PORTS[0], RELAYED[0]))
+        };
+        let urls = etcds.iter().enumerate().map(url).collect::<Vec<_>>().join(",");
+        let shown = |host: &Host| format!("{}:{}", host.address, through(place, MANAGER_PORT, RELAYED[1]));
+        let address = host.as_ref().map(shown);
         if let Some(address) = &address {
             arguments.extend(["--advertise-address", address, "--etcd-endpoints", &urls]);
         }
@@ -221,7 +244,7 @@ impl Arena {
 
     pub fn begin(&mut self, fault: &Fault) {
         match fault {
-            Fault::Kill(process) => self.node(*process).daemon.kill(),
+            Fault::Kill(process) => self.kill(*process),
             Fault::Pause(process) => self.node(*process).daemon.signal(Signal::SIGSTOP),
             Fault::Deafen(from, to) => self.cut(*from, *to),
             Fault::Part(one, other) => {
@@ -230,6 +253,8 @@ impl Arena {
             }
             Fault::Isolate(host) => self.isolate(*host),
             Fault::Flicker(..) => {}
+            Fault::Slow(host, delay) => self.relays[host].trouble.delay(*delay),
+            Fault::HangUp(host) => self.relays[host].trouble.hang_up(true),
             Fault::FillPool(block) => self.pools[*block].fill(),
             Fault::FillConfig(process) => self.node(*process).config.as_ref().expect("a file system").fill(),
             Fault::BreakDisk(block) => self.pools[*block].shut_down(),
@@ -247,10 +272,12 @@ impl Arena {
             }
             Fault::Isolate(host) => self.rejoin(*host),
             Fault::Flicker(..) => {}
+            Fault::Slow(host, _) => self.relays[host].trouble.delay(0),
+            Fault::HangUp(host) => self.relays[host].trouble.hang_up(false),
             Fault::FillPool(block) => self.pools[*block].make_room(),
             Fault::FillConfig(process) => self.node(*process).config.as_ref().expect("a file system").make_room(),
             Fault::BreakDisk(block) => {
-                self.node(Process::Block(*block)).daemon.kill();
+                self.kill(Process::Block(*block));
                 self.pools[*block].remount();
                 self.start(Process::Block(*block));
             }
@@ -301,26 +328,82 @@ impl Arena {
         Some(host.run("env", &arguments).succeeds())
     }
 
-    /// The files in the pools' directories.
-    pub fn files_in_pools(&self) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        for place in 0..self.shape.blocks {
-            gather(&self.path().join(format!("pool-{place}")), &mut found);
-        }
-        found.sort();
-        found
+    fn kill(&mut self, process: Process) {
+        self.node(process).daemon.kill();
     }
 
-    /// The processes, with how many files and threads each has.
-    pub fn holdings(&self) -> BTreeMap<String, (usize, usize)> {
-        let symphonies = self.nodes.iter().filter(|(_, node)| node.control.is_some());
-        let count = |pid: u32, what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, |it| it.count());
-        let held = |(process, node): (&Process, &Node)| {
-            let pid = node.daemon.pid();
-            (format!("{process:?}"), (count(pid, "fd"), count(pid, "task")))
-        };
-        symphonies.map(held).collect()
+    /// Takes so many etcd members away at once, or brings them back.
+    pub fn lose_members(&mut self, places: &[usize]) {
+        places.iter().for_each(|place| self.kill(Process::Etcd(*place)));
     }
+
+    pub fn bring_members_back(&mut self, places: &[usize]) {
+        places.iter().for_each(|place| self.start(Process::Etcd(*place)));
+    }
+
+    /// Sends a manager a signal.
+    pub fn signal_manager(&mut self, place: usize, signal: Signal) {
+        self.node(Process::Manager(place)).daemon.signal(signal);
+    }
+
+    /// The files in the pools' directories.
+    pub fn files_in_pools(&self) -> Vec<PathBuf> {
+        let pools: Vec<PathBuf> =
+            (0..self.shape.blocks).map(|place| self.path().join(format!("pool-{place}"))).collect();
+        files_in(&pools)
+    }
+
+    /// The files in the config directories.
+    pub fn files_in_config(&self) -> Vec<PathBuf> {
+        let controls = self.nodes.values().filter_map(|node| node.control.as_ref());
+        let directories = controls.filter_map(|control| Some(control.socket.parent()?.to_owned()));
+        files_in(&directories.collect::<Vec<_>>())
+    }
+
+    /// What each of our processes holds.
+    pub fn holdings(&self) -> BTreeMap<String, Holdings> {
+        let symphonies = self.nodes.iter().filter(|(_, node)| node.control.is_some());
+        symphonies.map(|(process, node)| (format!("{process:?}"), Holdings::of(node.daemon.pid()))).collect()
+    }
+
+    /// How many loop devices there are on files of this arena.
+    pub fn loop_devices(&self) -> usize {
+        let devices = std::fs::read_dir("/sys/block").map_or(Vec::new(), |all| all.flatten().collect());
+        let backing = |device: std::fs::DirEntry| {
+            // Gone since it was listed, or with nothing behind it.
+            std::fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default()
+        };
+        devices.into_iter().map(backing).filter(|file| Path::new(file.trim()).starts_with(self.path())).count()
+    }
+}
+
+/// What a process has open, and what runs for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holdings {
+    pub files: usize,
+    pub threads: usize,
+    pub children: usize,
+}
+
+impl Holdings {
+    fn of(pid: u32) -> Self {
+        let list = |what: &str| -> Vec<PathBuf> {
+            let entries = std::fs::read_dir(format!("/proc/{pid}/{what}")).expect("a process that runs");
+            entries.flatten().map(|entry| entry.path()).collect()
+        };
+        let threads = list("task");
+        // A thread may have ended since it was listed.
+        let children = |thread: &PathBuf| std::fs::read_to_string(thread.join("children")).unwrap_or_default();
+        let children = threads.iter().map(|thread| children(thread).split_whitespace().count()).sum();
+        Self { files: list("fd").len(), threads: threads.len(), children }
+    }
+}
+
+fn files_in(directories: &[PathBuf]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    directories.iter().for_each(|directory| gather(directory, &mut found));
+    found.sort();
+    found
 }
 
 fn gather(directory: &Path, found: &mut Vec<PathBuf>) {

@@ -1,28 +1,37 @@
 //! Real processes under faults that a seed decides, and people who use them meanwhile.
 //!
 //! A run prints its seed first; the schedule of faults is a pure function of it, and is logged as it happens. Workers write
-//! volumes whose every acknowledged byte they remember, attach and detach a client, take snapshots, and quarrel over one
-//! name through all managers. Once all faults are over nothing may be lost, stuck or left behind, and the history of each
-//! name must have an order in which it makes sense.
+//! volumes whose every acknowledged byte they remember, grow and shrink them, attach and detach a client, take snapshots,
+//! copy them and put volumes back to them, make volumes of an image, and quarrel over one name through all managers.
+//! Somebody looks at what each manager shows: nothing of that goes back. Once all faults are over nothing may be lost,
+//! stuck or left behind, and the history of each name must have an order in which it makes sense.
 //!
-//! `SYMPHONY_FAULTS_SEED` repeats a run's faults, `SYMPHONY_FAULTS_MINUTES` goes on for longer, a round after the other.
+//! `SYMPHONY_FAULTS_SEED` repeats a run's faults, `SYMPHONY_FAULTS_MINUTES` goes on for longer, a round after the other,
+//! and `SYMPHONY_FAULTS_KINDS=BreakDisk,Kill` leaves all other kinds out.
 //!
 //! Known limit: what the workers do beside the faults is up to the machine's scheduler, and differs from run to run.
 
+mod acts;
 mod arena;
+mod book;
 mod disk;
+mod heights;
 mod linear;
 mod record;
+mod relay;
 mod schedule;
 mod settle;
 mod worker;
 
+use crate::crash_rounds::witness::Witness;
+use crate::stage::path_text;
 use arena::Arena;
+use record::IMAGE;
 use schedule::{Fault, Strike};
 use settle::Bare;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use worker::{Scene, Writer};
+use worker::{Scene, Writer, image_numbers};
 
 /// How long the faults of the only round go on, in milliseconds, and those of each of many.
 const SHORT: u64 = 25_000;
@@ -88,7 +97,11 @@ impl Drop for Enough<'_> {
 
 fn round(arena: &mut Arena, seed: u64, length: u64, bare: &Bare) {
     eprintln!("SYMPHONY_FAULTS_SEED={seed}");
-    let strikes = schedule::plan(seed, &arena.shape, length);
+    let mut strikes = schedule::plan(seed, &arena.shape, length);
+    if let Ok(kinds) = std::env::var("SYMPHONY_FAULTS_KINDS") {
+        let is_wanted = |it: &Strike| kinds.split(',').any(|kind| format!("{:?}", it.fault).starts_with(kind));
+        strikes.retain(is_wanted);
+    }
     let mut random = fastrand::Rng::with_seed(seed);
     let mut writers: Vec<Writer> = (0..WRITERS).map(|name| Writer::new(name, random.fork())).collect();
     let scene = Scene {
@@ -96,7 +109,13 @@ fn round(arena: &mut Arena, seed: u64, length: u64, bare: &Bare) {
         record: Default::default(),
         enough: AtomicBool::new(false),
         quarrel: AtomicUsize::new(0),
+        copies: arena.shape.disks,
     };
+    if scene.copies {
+        let file = arena.path().join("image.raw");
+        std::fs::write(&file, Witness::bytes_of(image_numbers())).expect("a file");
+        scene.reach.managers[0].ok(&format!("image import {} --name {IMAGE}", path_text(&file)));
+    }
     std::thread::scope(|scope| {
         let _enough = Enough(&scene.enough);
         for writer in &mut writers {
@@ -106,14 +125,16 @@ fn round(arena: &mut Arena, seed: u64, length: u64, bare: &Bare) {
             let random = random.fork();
             scope.spawn(|| scene.quarrel(random));
         }
+        scope.spawn(|| scene.watch_views());
         play(arena, &strikes);
+        acts::perform(arena, &scene, &mut random);
     });
     settle::settle(arena, &scene, &mut writers, bare);
     for writer in &writers {
-        eprintln!("made, grown, removed, written, attached, detached, kept: {:?}", writer.done);
+        eprintln!("{:?}", writer.done);
     }
     eprintln!("{} names; held now: {:?}", scene.record.names().len(), arena.holdings());
-    assert!(writers.iter().any(|writer| writer.done[3] > 0), "nothing was ever acknowledged");
+    assert!(writers.iter().any(|writer| writer.done.contains_key("written")), "nothing was ever acknowledged");
 }
 
 fn from_environment(name: &str) -> Option<u64> {

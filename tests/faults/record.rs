@@ -1,6 +1,7 @@
 //! Requests to managers, and the history of what was asked and answered under each name.
 
-use super::linear::volume::{Answer, Call, Facts, NamedVolume};
+use super::heights::Heights;
+use super::linear::volume::{Answer, Call, Facts, NamedVolume, Origin};
 use super::linear::{Operation, explain};
 use crate::stage::{Control, wait};
 use std::collections::BTreeMap;
@@ -16,6 +17,14 @@ use tonic::{Response, Status};
 
 /// An answer that takes longer is lost.
 const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The image that volumes are made of.
+pub const IMAGE: &str = "base";
+
+/// The name of the snapshot of a number.
+pub fn snapshot(number: u64) -> String {
+    format!("copy-{number}")
+}
 
 /// One request, who was asked, and whether its answer may come from a view that is behind.
 #[derive(Clone, Debug)]
@@ -34,6 +43,7 @@ impl Entry {
 /// Everything that was asked so far, by name.
 #[derive(Debug, Default)]
 pub struct Record {
+    pub heights: Heights,
     clock: AtomicU64,
     entries: Mutex<BTreeMap<String, Vec<Entry>>>,
 }
@@ -52,13 +62,22 @@ type Told = Result<Response<proto::Object>, Status>;
 
 async fn send(mut client: ControlClient<Channel>, name: String, call: Call) -> Told {
     match call {
-        Call::Create(size) => {
-            let request = proto::CreateVolumeRequest { name, size, pool: String::new(), source: None };
-            client.create_volume(request).await
+        Call::Create(size, from) => {
+            use proto::create_volume_request::Source;
+            let source = match from {
+                Origin::Nothing => None,
+                Origin::Image => Some(Source::Image(IMAGE.into())),
+                Origin::Snapshot(number) => Some(Source::FromSnapshot(snapshot(number))),
+            };
+            client.create_volume(proto::CreateVolumeRequest { name, size, pool: String::new(), source }).await
         }
-        Call::Grow(size) => {
-            let request = proto::ResizeVolumeRequest { reference: name, size, allow_shrink: false };
-            client.resize_volume(request).await
+        Call::Grow(size) | Call::Cut(size) => {
+            let allow_shrink = matches!(call, Call::Cut(_));
+            client.resize_volume(proto::ResizeVolumeRequest { reference: name, size, allow_shrink }).await
+        }
+        Call::Revert(number) => {
+            let request = proto::RevertVolumeRequest { volume: name, snapshot: snapshot(number) };
+            client.revert_volume(request).await
         }
         Call::Limit(iops) => {
             let iops = Some(proto::LimitChange { to: Some(iops) });
@@ -86,7 +105,7 @@ fn facts(volume: &Volume) -> Facts {
     }
 }
 
-fn judge(told: Told) -> Outcome {
+fn judge(call: Call, told: Told) -> Outcome {
     let refusal = match told {
         Ok(response) => match Object::try_from(response.into_inner()) {
             Ok(Object::Volume(volume)) => return Outcome::Answered(Answer::Is(facts(&volume)), Some(volume.into())),
@@ -95,6 +114,8 @@ fn judge(told: Told) -> Outcome {
         Err(status) => Fault::from(status),
     };
     let answer = match refusal.kind {
+        // It is the snapshot or the image that this view does not show yet, or any more.
+        FaultKind::NotFound if matches!(call, Call::Create(..) | Call::Revert(_)) => Answer::Refused,
         FaultKind::NotFound => Answer::Missing,
         FaultKind::AlreadyExists => Answer::Taken,
         FaultKind::Precondition | FaultKind::Exhausted | FaultKind::Busy => Answer::Refused,
@@ -128,9 +149,15 @@ impl Record {
         let socket = managers[manager].socket.clone();
         let Some(Ok(channel)) = wait(async { in_time(dial_socket(&socket)).await }) else { return Outcome::Unsent };
         let client = ControlClient::new(channel);
-        let began = self.now();
+        if call == Call::Remove {
+            self.heights.may_go(name);
+        }
+        let (began, floor) = (self.now(), self.heights.floor(manager));
         let told = wait(async { in_time(send(client, name.to_owned(), call)).await });
-        let outcome = told.map_or(Outcome::Lost, judge);
+        let outcome = told.map_or(Outcome::Lost, |told| judge(call, told));
+        if let Outcome::Answered(_, Some(volume)) = &outcome {
+            self.heights.rise(manager, &floor, &Object::Volume((**volume).clone()));
+        }
         let ended = match &outcome {
             Outcome::Answered(answer, _) => Some((self.now(), answer.clone())),
             Outcome::Lost | Outcome::Unsent => None,
@@ -140,6 +167,28 @@ impl Record {
             self.entries.lock().unwrap_or_else(PoisonError::into_inner).entry(name.into()).or_default().push(entry);
         }
         outcome
+    }
+
+    /// Lists everything of a kind through a manager: nothing that it has shown before may be gone, or be older.
+    pub fn list(&self, managers: &[Control], manager: usize, kind: proto::Kind) {
+        let socket = managers[manager].socket.clone();
+        let floor = self.heights.floor(manager);
+        let pages = async {
+            let mut client = ControlClient::new(dial_socket(&socket).await.ok()?);
+            let (mut found, mut page_token) = (Vec::new(), String::new());
+            loop {
+                let request = proto::ListRequest { kind: kind.into(), page_token, ..Default::default() };
+                let page = client.list(request).await.ok()?.into_inner();
+                found.extend(page.objects);
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    return Some(found);
+                }
+            }
+        };
+        let Some(Some(found)) = wait(in_time(pages)) else { return };
+        let found: Vec<Object> = found.into_iter().map(|it| it.try_into().expect("an object")).collect();
+        self.heights.see_all(manager, &floor, kind, &found);
     }
 
     /// How many answers under this name were lost, and how many requests there were.
@@ -170,9 +219,8 @@ impl Record {
     }
 }
 
-/// The history with answers from views stretched back to what their manager may still have shown.
-///
-/// Known limit: each is judged by itself, so that a view that goes back is not found.
+/// The history with answers from views stretched back to what their manager may still have shown. Each is judged by itself:
+/// a view that goes back is for [`Heights`] to find.
 fn weakened(held: &[Entry]) -> Vec<Entry> {
     let mut told: Vec<Entry> = held.to_vec();
     told.sort_by_key(|entry| entry.operation.ended.as_ref().map_or(u64::MAX, |(at, _)| *at));
@@ -207,7 +255,7 @@ mod tests {
     #[test]
     fn an_answer_from_a_view_may_be_old_and_a_strict_one_may_not() {
         let made = Answer::Is(Facts { id: "a".into(), generation: 1, size: 1, iops: 0, removed: false });
-        let create = entry(0, 10, Call::Create(1), made);
+        let create = entry(0, 10, Call::Create(1, Origin::Nothing), made);
         let missing = |manager, at| entry(manager, at, Call::Look, Answer::Missing);
         assert!(is_explained(&[create.clone(), missing(1, 20), missing(1, 30)]));
         let strict = Entry { lenient: false, ..missing(1, 20) };

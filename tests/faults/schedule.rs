@@ -11,6 +11,8 @@ pub struct Shape {
     pub blocks: usize,
     /// None where all are on one host.
     pub hosts: usize,
+    /// Managers and etcd members but the first of each are reached through relays.
+    pub relays: bool,
     /// Block services' pools and everybody's config directories are file systems of their own.
     pub disks: bool,
 }
@@ -38,6 +40,10 @@ pub enum Fault {
     Isolate(usize),
     /// A host's cable has a loose contact: it loses everything in these spans of milliseconds since the beginning.
     Flicker(usize, Vec<(u64, u64)>),
+    /// What is said to the manager and the etcd member of a host, and what they answer, takes so many milliseconds more.
+    Slow(usize, u64),
+    /// Connections to the manager and the etcd member of a host break at random.
+    HangUp(usize),
     /// The file system of a block service's pool is full.
     FillPool(usize),
     /// The file system of a process's config directory is full.
@@ -59,6 +65,7 @@ pub struct Strike {
 enum Target {
     Process(Process),
     Network,
+    Relays(usize),
 }
 
 impl fmt::Display for Strike {
@@ -73,6 +80,7 @@ impl Fault {
             Fault::Kill(process) | Fault::Pause(process) | Fault::FillConfig(process) => Target::Process(*process),
             Fault::FillPool(block) | Fault::BreakDisk(block) => Target::Process(Process::Block(*block)),
             // Cuts are mended one by one, so that one must not mend what another has cut.
+            Fault::Slow(host, _) | Fault::HangUp(host) => Target::Relays(*host),
             Fault::Deafen(..) | Fault::Part(..) | Fault::Isolate(_) | Fault::Flicker(..) => Target::Network,
         }
     }
@@ -82,12 +90,17 @@ impl Fault {
         let anybody = processes[random.usize(..processes.len())];
         let block = random.usize(..shape.blocks);
         let networks = if shape.hosts > 1 { 6 } else { 0 };
+        let relays = if shape.relays { 2 } else { 0 };
         let disks = if shape.disks { 4 } else { 0 };
-        match random.u32(..8 + networks + disks) {
+        match random.u32(..8 + networks + relays + disks) {
             0..5 => Fault::Kill(anybody),
             5..8 => Fault::Pause(anybody),
             kind if kind < 8 + networks => Self::of_network(random, shape.hosts, kind - 8),
-            kind => match (kind - 8 - networks, anybody) {
+            kind if kind < 8 + networks + relays => {
+                let host = random.usize(1..shape.managers);
+                if random.bool() { Fault::Slow(host, random.u64(10..700)) } else { Fault::HangUp(host) }
+            }
+            kind => match (kind - 8 - networks - relays, anybody) {
                 (0, _) => Fault::FillPool(block),
                 (1, _) | (_, Process::Etcd(_)) => Fault::BreakDisk(block),
                 _ => Fault::FillConfig(anybody),
@@ -164,8 +177,8 @@ fn duration(random: &mut fastrand::Rng, fault: &Fault) -> u64 {
 mod tests {
     use super::*;
 
-    const HOSTS: Shape = Shape { managers: 3, etcds: 3, blocks: 2, hosts: 5, disks: true };
-    const ONE: Shape = Shape { managers: 1, etcds: 0, blocks: 2, hosts: 0, disks: false };
+    const HOSTS: Shape = Shape { managers: 3, etcds: 3, blocks: 2, hosts: 5, relays: true, disks: true };
+    const ONE: Shape = Shape { managers: 1, etcds: 0, blocks: 2, hosts: 0, relays: false, disks: false };
 
     #[test]
     fn a_seed_has_one_schedule_and_another_seed_another() {
@@ -199,6 +212,6 @@ mod tests {
             let all = (0..40).flat_map(|seed| plan(seed, shape, 60_000));
             all.map(|it| std::mem::discriminant(&it.fault)).collect::<std::collections::HashSet<_>>()
         };
-        assert_eq!((kinds(&HOSTS).len(), kinds(&ONE).len()), (9, 2));
+        assert_eq!((kinds(&HOSTS).len(), kinds(&ONE).len()), (11, 2));
     }
 }

@@ -1,33 +1,66 @@
 //! What must hold once every fault is over: nothing is lost, stuck or left behind.
 
-use super::arena::Arena;
+use super::arena::{Arena, Holdings};
+use super::book::{Book, Copy};
 use super::linear::volume::Call;
-use super::record::Outcome;
-use super::worker::{Book, Copy, Scene, Writer};
+use super::record::{Outcome, snapshot};
+use super::worker::{Scene, Writer};
 use crate::stage::{Control, until};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-/// What lies around where nothing has been made yet.
+/// Descriptors that a process may have more than before: sessions and connections to stores move between processes, and
+/// a process that was started anew has opened other files by now.
+const MORE_FILES: usize = 16;
+/// Threads likewise: those that wait for blocking work go after some idle seconds.
+const MORE_THREADS: usize = 12;
+
+/// What there is where nothing has been made yet.
 pub struct Bare {
     files: Vec<PathBuf>,
+    config_files: Vec<PathBuf>,
+    holdings: BTreeMap<String, Holdings>,
+    loops: usize,
 }
 
 impl Bare {
     pub fn of(arena: &Arena) -> Self {
-        Self { files: arena.files_in_pools() }
+        let (files, config_files) = (arena.files_in_pools(), arena.files_in_config());
+        Self { files, config_files, holdings: arena.holdings(), loops: arena.loop_devices() }
     }
 }
 
-/// Nothing lies in the pools that did not lie there before.
+/// Nothing is left behind: no files in pools and config directories, no descriptors, threads, children, loop devices.
 fn assert_bare(arena: &Arena, bare: &Bare) {
-    let more: Vec<PathBuf> = arena.files_in_pools().into_iter().filter(|path| !bare.files.contains(path)).collect();
-    assert_eq!(more, Vec::<PathBuf>::new(), "left behind");
+    let beyond = |files: Vec<PathBuf>, known: &[PathBuf]| {
+        files.into_iter().filter(|path| !known.contains(path)).collect::<Vec<_>>()
+    };
+    assert_eq!(beyond(arena.files_in_pools(), &bare.files), Vec::<PathBuf>::new(), "left behind in the pools");
+    let last = std::cell::RefCell::new(String::new());
+    let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        until("every process to have let go of what it does not need", || {
+            let (holdings, loops) = (arena.holdings(), arena.loop_devices());
+            let config_files = beyond(arena.files_in_config(), &bare.config_files);
+            let fits = |(name, held): (&String, &Holdings)| {
+                let before = &bare.holdings[name];
+                held.files <= before.files + MORE_FILES
+                    && held.threads <= before.threads + MORE_THREADS
+                    && held.children == 0
+            };
+            let all_fit = holdings.iter().all(fits) && loops <= bare.loops && config_files.is_empty();
+            *last.borrow_mut() = format!("{holdings:?}, {loops} loop devices, {config_files:?}");
+            all_fit.then_some(())
+        });
+    }));
+    if let Err(vain) = asked {
+        eprintln!("before: {:?}, {} loop devices\nnow: {}", bare.holdings, bare.loops, last.borrow());
+        std::panic::resume_unwind(vain);
+    }
 }
 
 /// What a command answers with; none while nobody can say.
-fn json(control: &Control, line: &str) -> Option<Value> {
+pub fn json(control: &Control, line: &str) -> Option<Value> {
     let outcome = control.run(&format!("{line} -o json"));
     assert!(!outcome.stderr.contains("panicked"), "{outcome:?}");
     (outcome.code == Some(0)).then(|| serde_json::from_slice(&outcome.stdout).ok())?
@@ -38,7 +71,7 @@ fn list(control: &Control, noun: &str) -> Option<Vec<Value>> {
 }
 
 /// Asks until the answer pleases; in vain, the last one is what the message shows.
-fn until_seen(control: &Control, what: &str, line: &str, pleases: impl Fn(&Value) -> bool) {
+pub fn until_seen(control: &Control, what: &str, line: &str, pleases: impl Fn(&Value) -> bool) {
     let last = std::cell::RefCell::new(Value::Null);
     let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         until(what, || {
@@ -61,17 +94,16 @@ fn each_of(list: &Value) -> impl Iterator<Item = &Value> {
 /// Heals what time heals, then looks at everything, and leaves the cluster as bare as it was.
 pub fn settle(arena: &mut Arena, scene: &Scene, writers: &mut [Writer], bare: &Bare) {
     arena.assert_alive();
-    for manager in &scene.reach.managers {
-        until_seen(manager, "every service to be ready", "service list", |services| {
-            each_of(services).all(|service| service["status"]["state"] == "ready")
-        });
-    }
+    until_all_are_ready(scene);
     let control = &scene.reach.managers[0];
     let held = list(control, "attachment").expect("a list");
     for attachment in &held {
         let volume = attachment["spec"]["volume_name"].as_str().expect("a name");
-        control.ok(&format!("volume detach {volume} --client web"));
+        let outcome = control.run(&format!("volume detach {volume} --client web"));
+        // One that a worker gave up on may have gone since it was listed.
+        assert!(matches!(outcome.code, Some(0 | 3)), "{outcome:?}");
     }
+    until_seen(control, "nobody to be attached", "attachment list", |list| each_of(list).next().is_none());
     for manager in &scene.reach.managers {
         assert_nothing_passes(manager);
     }
@@ -85,6 +117,15 @@ pub fn settle(arena: &mut Arena, scene: &Scene, writers: &mut [Writer], bare: &B
     check(scene);
     assert_bare(arena, bare);
     assert_store(arena);
+}
+
+/// Every manager finds every service ready.
+pub fn until_all_are_ready(scene: &Scene) {
+    for manager in &scene.reach.managers {
+        until_seen(manager, "every service to be ready", "service list", |services| {
+            each_of(services).all(|service| service["status"]["state"] == "ready")
+        });
+    }
 }
 
 /// Everything is as it should be or gone.
@@ -131,7 +172,7 @@ fn assert_book(scene: &Scene, book: &mut Book) {
         Some(volume) => {
             let size = volume["status"]["size"].as_u64().expect("a size");
             assert!(size >= book.size << 20 || size == volume["spec"]["size"], "{volume}");
-            book.witness.verify(&book.local);
+            book.verify();
         }
         None => assert!(book.doubtful, "volume '{}' is gone, and nobody removed it", book.name),
     }
@@ -139,11 +180,18 @@ fn assert_book(scene: &Scene, book: &mut Book) {
 
 /// A volume that is made of the snapshot has its bytes. A snapshot outlives no volume.
 fn assert_copy(control: &Control, scene: &Scene, copy: &mut Copy) {
-    let name = format!("of-{}", copy.name);
-    control.ok(&format!("volume create {name} --from-snapshot {}", copy.name));
+    let from = snapshot(copy.number);
+    if copy.doubtful && !control.names("snapshot").contains(&from) {
+        return;
+    }
+    let name = format!("of-{from}");
+    control.ok(&format!("volume create {name} --from-snapshot {from}"));
     let made = json(control, &format!("volume get {name}")).expect("a volume");
     let service = made["status"]["placement"][0]["service"].as_str().expect("a service");
-    copy.witness.verify(&format!("nbd+unix:///{name}?socket={}", scene.reach.nbd[service].display()));
+    let uri = format!("nbd+unix:///{name}?socket={}", scene.reach.nbd[service].display());
+    if let Err(wrong) = copy.contents.look(&uri) {
+        panic!("snapshot '{from}' of '{}': {wrong}", copy.volume);
+    }
     control.ok(&format!("volume remove {name}"));
     assert!(control.names("volume").contains(&copy.volume), "what has a snapshot cannot be removed");
 }
@@ -151,13 +199,13 @@ fn assert_copy(control: &Control, scene: &Scene, copy: &mut Copy) {
 /// Removes everything, and waits until all of it is gone.
 fn clear(scene: &Scene) {
     let control = &scene.reach.managers[0];
-    for noun in ["snapshot", "volume"] {
+    for noun in ["snapshot", "volume", "image"] {
         for name in control.names(noun) {
             control.ok(&format!("{noun} remove {name}"));
         }
     }
     for manager in &scene.reach.managers {
-        for noun in ["snapshot", "volume", "attachment"] {
+        for noun in ["snapshot", "volume", "attachment", "image"] {
             let line = format!("{noun} list");
             until_seen(manager, "everything to be gone", &line, |list| each_of(list).next().is_none());
         }

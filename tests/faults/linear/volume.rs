@@ -9,13 +9,26 @@ use super::Model;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Call {
     /// Of so many bytes.
-    Create(u64),
-    /// To so many bytes.
+    Create(u64, Origin),
+    /// To so many bytes, which are more than there were.
     Grow(u64),
+    /// To so many bytes, whatever is lost.
+    Cut(u64),
+    /// To what it was when a snapshot was taken.
+    Revert(u64),
     /// To so many operations a second.
     Limit(u64),
     Remove,
     Look,
+}
+
+/// What a volume is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    Nothing,
+    Image,
+    /// By its number.
+    Snapshot(u64),
 }
 
 /// What an answer says of the volume.
@@ -43,7 +56,13 @@ pub enum Answer {
 impl Answer {
     /// Whether a manager may give it by what its view shows, which is not older than what the same manager has told before.
     pub fn is_of_the_view(&self, call: Call) -> bool {
-        !matches!((self, call), (Answer::Is(_), Call::Create(_) | Call::Grow(_) | Call::Limit(_) | Call::Remove))
+        !matches!(
+            (self, call),
+            (
+                Answer::Is(_),
+                Call::Create(..) | Call::Grow(_) | Call::Cut(_) | Call::Limit(_) | Call::Revert(_) | Call::Remove
+            )
+        )
     }
 }
 
@@ -88,9 +107,11 @@ impl State {
         let generation = generation + 1;
         match call {
             Call::Grow(to) if to > size => Some(State::There { id, generation, size: to, iops, removed: false }),
+            Call::Cut(to) if to != size => Some(State::There { id, generation, size: to, iops, removed: false }),
+            Call::Revert(_) => Some(State::There { id, generation, size, iops, removed: false }),
             Call::Limit(to) if to != iops => Some(State::There { id, generation, size, iops: to, removed: false }),
             Call::Remove => Some(State::There { id, generation, size, iops, removed: true }),
-            Call::Create(_) | Call::Grow(_) | Call::Limit(_) | Call::Look => None,
+            Call::Create(..) | Call::Grow(_) | Call::Cut(_) | Call::Limit(_) | Call::Look => None,
         }
     }
 }
@@ -113,16 +134,16 @@ impl Model for NamedVolume {
 
     fn step(state: &State, call: &Call, answer: Option<&Answer>) -> Option<State> {
         match (*call, answer) {
-            (Call::Create(size), None) => {
+            (Call::Create(size, _), None) => {
                 Some(if state.may_be_absent() { State::new(None, size) } else { state.clone() })
             }
             (_, None) => Some(state.after(*call).unwrap_or_else(|| state.clone())),
-            (Call::Create(size), Some(Answer::Is(facts))) => {
+            (Call::Create(size, _), Some(Answer::Is(facts))) => {
                 let made = State::new(Some(facts.id.clone()), size);
                 state.may_be_absent().then_some(made)?.agreed(facts)
             }
             (call, Some(Answer::Is(facts))) => state.after(call).unwrap_or_else(|| state.clone()).agreed(facts),
-            (Call::Create(_), Some(Answer::Taken)) => matches!(state, State::There { .. }).then(|| state.clone()),
+            (Call::Create(..), Some(Answer::Taken)) => matches!(state, State::There { .. }).then(|| state.clone()),
             (_, Some(Answer::Missing)) => state.may_be_absent().then_some(State::Absent),
             (_, Some(Answer::Taken)) => None,
             (_, Some(Answer::Refused)) => Some(state.clone()),
@@ -153,20 +174,20 @@ mod tests {
     fn a_life_from_creation_to_the_name_s_next_bearer_is_legal() {
         assert!(in_turn(&[
             (Call::Look, Some(Answer::Missing)),
-            (Call::Create(1), Some(facts("a", 1, 0, false))),
-            (Call::Create(1), Some(Answer::Taken)),
+            (Call::Create(1, Origin::Nothing), Some(facts("a", 1, 0, false))),
+            (Call::Create(1, Origin::Nothing), Some(Answer::Taken)),
             (Call::Limit(5), Some(facts("a", 2, 5, false))),
             (Call::Limit(5), Some(facts("a", 2, 5, false))),
             (Call::Remove, Some(facts("a", 3, 5, true))),
-            (Call::Create(1), Some(Answer::Taken)),
-            (Call::Create(1), Some(facts("b", 1, 0, false))),
+            (Call::Create(1, Origin::Nothing), Some(Answer::Taken)),
+            (Call::Create(1, Origin::Nothing), Some(facts("b", 1, 0, false))),
         ]));
     }
 
     #[test]
     fn a_change_that_is_lost_a_volume_that_comes_back_and_two_of_one_name_are_not() {
-        let made = (Call::Create(1), Some(facts("a", 1, 0, false)));
-        assert!(!in_turn(&[made.clone(), (Call::Create(1), Some(facts("b", 1, 0, false)))]));
+        let made = (Call::Create(1, Origin::Nothing), Some(facts("a", 1, 0, false)));
+        assert!(!in_turn(&[made.clone(), (Call::Create(1, Origin::Nothing), Some(facts("b", 1, 0, false)))]));
         assert!(!in_turn(&[made.clone(), (Call::Look, Some(Answer::Missing))]));
         assert!(!in_turn(&[made.clone(), (Call::Limit(5), Some(facts("a", 3, 5, false)))]));
         let removed = (Call::Remove, Some(facts("a", 2, 0, true)));
@@ -180,8 +201,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_cut_or_put_back_has_a_generation_more() {
+        let of = |generation, size| Answer::Is(Facts { id: "a".into(), generation, size, iops: 0, removed: false });
+        let made = (Call::Create(4, Origin::Nothing), Some(of(1, 4)));
+        assert!(in_turn(&[
+            made.clone(),
+            (Call::Cut(4), Some(of(1, 4))),
+            (Call::Cut(2), Some(of(2, 2))),
+            (Call::Revert(1), Some(of(3, 2))),
+            (Call::Revert(1), None),
+            (Call::Look, Some(of(3, 2))),
+            (Call::Grow(5), Some(of(5, 5))),
+        ]));
+        assert!(!in_turn(&[made.clone(), (Call::Revert(1), Some(of(1, 4)))]));
+        assert!(!in_turn(&[made, (Call::Cut(2), Some(of(2, 2))), (Call::Look, Some(of(1, 4)))]));
+    }
+
+    #[test]
     fn a_lost_creation_may_show_later_under_any_id_and_only_once() {
-        let lost = (Call::Create(1), None);
+        let lost = (Call::Create(1, Origin::Nothing), None);
         let seen = (Call::Look, Some(facts("x", 1, 0, false)));
         assert!(in_turn(&[lost.clone(), (Call::Look, Some(Answer::Missing)), seen.clone()]));
         let other = (Call::Look, Some(facts("y", 1, 0, false)));
