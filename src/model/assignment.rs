@@ -279,6 +279,27 @@ impl From<&Pool> for PoolAssignment {
 }
 
 impl VolumeAssignment {
+    /// An empty volume that is still to be made, for tests.
+    #[cfg(test)]
+    pub fn bare(id: VolumeId, name: &str, generation: u64, pool: PoolId, size: ByteSize) -> Self {
+        Self {
+            id,
+            name: name.parse().expect("a name"),
+            generation: Generation::new(generation),
+            pool,
+            size,
+            limits: Limits::NONE,
+            source: None,
+            revert: None,
+            shrunk: None,
+            image: None,
+            moving: None,
+            wipe: false,
+            made: false,
+            removed: false,
+        }
+    }
+
     /// What `service` must hold of `volume`; none if nothing of it is placed there, or nothing yet: a copy is begun when
     /// nobody uses what it is a copy of.
     pub fn of(volume: &Volume, service: ServiceId) -> Option<Self> {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
-    AttachmentAssignment, AttachmentId, ByteSize, ClientId, Driver, Generation, Limits, PoolAssignment,
-    VolumeAssignment, VolumeId,
+    AttachmentAssignment, AttachmentId, ByteSize, ClientId, Driver, Generation, PoolAssignment, VolumeAssignment,
+    VolumeId,
 };
 use proptest::prelude::*;
 
@@ -22,20 +22,14 @@ fn pool(removed: bool) -> PoolAssignment {
 
 fn volume(id: u8, generation: u64, removed: bool) -> VolumeAssignment {
     VolumeAssignment {
-        id: VolumeId::from_bytes([id; 16]),
-        name: format!("v{id}").parse().unwrap(),
-        generation: Generation::new(generation),
-        pool: PoolId::from_bytes([1; 16]),
-        size: ByteSize::mib(1),
-        limits: Limits::NONE,
-        source: None,
-        revert: None,
-        shrunk: None,
-        image: None,
-        moving: None,
-        wipe: false,
-        made: false,
         removed,
+        ..VolumeAssignment::bare(
+            VolumeId::from_bytes([id; 16]),
+            &format!("v{id}"),
+            generation,
+            PoolId::from_bytes([1; 16]),
+            ByteSize::mib(1),
+        )
     }
 }
 

@@ -116,20 +116,14 @@ mod tests {
 
     fn volume() -> VolumeAssignment {
         VolumeAssignment {
-            id: VolumeId::from_bytes([1; 16]),
-            name: "db".parse().unwrap(),
-            generation: Generation::new(7),
-            pool: PoolId::from_bytes([2; 16]),
-            size: ByteSize::mib(1000),
-            limits: Limits::NONE,
-            source: None,
-            revert: None,
-            shrunk: None,
-            image: None,
-            moving: None,
-            wipe: false,
             made: true,
-            removed: false,
+            ..VolumeAssignment::bare(
+                VolumeId::from_bytes([1; 16]),
+                "db",
+                7,
+                PoolId::from_bytes([2; 16]),
+                ByteSize::mib(1000),
+            )
         }
     }
 

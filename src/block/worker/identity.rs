@@ -12,26 +12,20 @@ pub(super) fn bytes_of(volume: &VolumeAssignment) -> uuid::Uuid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ByteSize, Limits, PoolId, Revert, SnapshotId, VolumeId};
+    use crate::model::{ByteSize, PoolId, Revert, SnapshotId, VolumeId};
     use std::collections::BTreeSet;
 
     #[test]
     fn clients_go_on_with_a_volume_only_if_nothing_of_it_was_put_back_or_cut_off() {
         let volume = VolumeAssignment {
-            id: VolumeId::from_bytes([1; 16]),
-            name: "db".parse().unwrap(),
-            generation: Generation::new(7),
-            pool: PoolId::from_bytes([2; 16]),
-            size: ByteSize::mib(1),
-            limits: Limits::NONE,
-            source: None,
-            revert: None,
-            shrunk: None,
-            image: None,
-            moving: None,
-            wipe: false,
             made: true,
-            removed: false,
+            ..VolumeAssignment::bare(
+                VolumeId::from_bytes([1; 16]),
+                "db",
+                7,
+                PoolId::from_bytes([2; 16]),
+                ByteSize::mib(1),
+            )
         };
         let put_back = Revert { to: SnapshotId::from_bytes([3; 16]), since: Generation::new(7) };
         let put_back = VolumeAssignment { revert: Some(put_back), ..volume.clone() };

@@ -2,22 +2,13 @@ use super::*;
 use crate::model::Epoch;
 
 fn volume(generation: u64, size: u64) -> VolumeAssignment {
-    VolumeAssignment {
-        id: VolumeId::from_bytes([1; 16]),
-        name: "v".parse().unwrap(),
-        generation: Generation::new(generation),
-        pool: PoolId::from_bytes([2; 16]),
-        size: ByteSize::mib(size),
-        limits: Limits::NONE,
-        source: None,
-        revert: None,
-        shrunk: None,
-        image: None,
-        moving: None,
-        wipe: false,
-        made: false,
-        removed: false,
-    }
+    VolumeAssignment::bare(
+        VolumeId::from_bytes([1; 16]),
+        "v",
+        generation,
+        PoolId::from_bytes([2; 16]),
+        ByteSize::mib(size),
+    )
 }
 
 fn set(volume: VolumeAssignment) -> AssignmentSet {

@@ -262,20 +262,15 @@ impl Stage {
             Act::Copy => ImageRole::Copy { supply },
         };
         let subject = VolumeAssignment {
-            id: VolumeId::generate(),
-            name: "subject".parse().unwrap(),
-            generation: Generation::new(if act == Act::Seal { 2 } else { 1 }),
-            pool: PoolId::generate(),
-            size: SIZE,
-            limits: Limits::NONE,
-            source: None,
-            revert: None,
-            shrunk: None,
             image: Some(Box::new(ImageTie { image: ImageId::generate(), role })),
-            moving: None,
-            wipe: false,
             made: act == Act::Seal,
-            removed: false,
+            ..VolumeAssignment::bare(
+                VolumeId::generate(),
+                "subject",
+                if act == Act::Seal { 2 } else { 1 },
+                PoolId::generate(),
+                SIZE,
+            )
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let bystander = layout(VolumeId::generate());
