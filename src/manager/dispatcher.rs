@@ -216,7 +216,7 @@ impl Driver {
         match action {
             ManagerAction::Admit(greeting) => return Ok(self.admit(greeting).await),
             ManagerAction::Send(message) => self.send(message).await?,
-            ManagerAction::KeepAlive => {
+            ManagerAction::Heard => {
                 if let Some(open) = &mut self.open {
                     open.heard = Instant::now();
                 }

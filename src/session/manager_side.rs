@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub enum ManagerEvent {
     Received(Upward),
-    /// The service in the greeting is a member and its lease is taken.
+    /// The service in the greeting is a member, and the store shows its session.
     Admitted {
         welcome: Welcome,
         assignments: AssignmentSet,
         partial: bool,
     },
-    /// No lease could be had, or it is none of this cluster's business.
+    /// No session could be had, or it is none of this cluster's business.
     Refused(String),
     /// The cluster has no such member.
     Unknown(String),
@@ -44,11 +44,11 @@ pub enum ManagerEvent {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManagerAction {
-    /// Look the service up, take its lease; answer `Admitted`, `Refused`, `Unknown` or `Removed`.
+    /// Look the service up, write its session down; answer `Admitted`, `Refused`, `Unknown` or `Removed`.
     Admit(Greeting),
     Send(Downward),
-    /// The service is alive: keep its lease alive.
-    KeepAlive,
+    /// The service was heard of: its session lasts for another lease.
+    Heard,
     /// Bring these into the store; answer `Committed`.
     Commit {
         sequence: u64,
@@ -58,7 +58,8 @@ pub enum ManagerAction {
         nonce: u64,
         inventory: Inventory,
     },
-    /// The session is over; nothing follows. `release` ends the lease at once.
+    /// The session is over; nothing follows. `release`: for the store, too, at once, and not a lease after the service was
+    /// last heard of.
     End {
         reason: Ended,
         release: bool,
@@ -135,7 +136,7 @@ impl ManagerSide {
             (_, Upward::Hello(_)) => self.fault("a second Hello"),
             (State::Admitting, _) => self.fault("a message before Welcome"),
             (State::Open { .. }, Upward::Heartbeat) => {
-                vec![ManagerAction::KeepAlive, ManagerAction::Send(Downward::HeartbeatAck)]
+                vec![ManagerAction::Heard, ManagerAction::Send(Downward::HeartbeatAck)]
             }
             (State::Open { committing: Some(_), .. }, Upward::Reports { .. }) => {
                 self.fault("Reports before the last ones were acknowledged")
@@ -204,7 +205,7 @@ impl ManagerSide {
             State::Waiting | State::Admitting => GREETING_LIMIT,
         };
         if now.saturating_duration_since(self.heard) > limit {
-            // The lease runs out by itself: a service that is only cut off must not look gone earlier than that.
+            // For the store it ends with the lease: a service that is only cut off must not look gone earlier than that.
             return self.end(Ended::Silence(limit), false);
         }
         Vec::new()

@@ -30,22 +30,13 @@ fn welcome() -> Welcome {
 }
 
 fn volume(id: u8, generation: u64) -> VolumeAssignment {
-    VolumeAssignment {
-        id: VolumeId::from_bytes([id; 16]),
-        name: format!("v{id}").parse().unwrap(),
-        generation: Generation::new(generation),
-        pool: PoolId::from_bytes([9; 16]),
-        size: ByteSize::mib(generation),
-        limits: Limits::NONE,
-        source: None,
-        revert: None,
-        shrunk: None,
-        image: None,
-        moving: None,
-        wipe: false,
-        made: false,
-        removed: false,
-    }
+    VolumeAssignment::bare(
+        VolumeId::from_bytes([id; 16]),
+        &format!("v{id}"),
+        generation,
+        PoolId::from_bytes([9; 16]),
+        ByteSize::mib(generation),
+    )
 }
 
 fn report(id: u8, generation: u64) -> Report {
@@ -127,7 +118,7 @@ impl World {
                     self.committed.extend(reports);
                     ManagerEvent::Committed { sequence }
                 }
-                ManagerAction::KeepAlive => {
+                ManagerAction::Heard => {
                     self.keep_alives += 1;
                     continue;
                 }

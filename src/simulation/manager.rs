@@ -161,7 +161,7 @@ impl Manager {
                         says.extend(more);
                         events.push(event);
                     }
-                    ManagerAction::KeepAlive => {
+                    ManagerAction::Heard => {
                         let lease = self.sessions.get(&service).and_then(|held| held.open);
                         if lease.is_some_and(|(_, lease)| !now.store.keep_alive(lease, now.time)) {
                             self.sessions.remove(&service);
