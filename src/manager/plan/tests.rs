@@ -259,6 +259,17 @@ fn a_report_of_a_session_that_is_over_is_refused() {
 }
 
 #[test]
+fn a_session_that_is_over_is_closed_and_one_that_has_taken_its_place_is_not() {
+    let mut world = World::new();
+    let older = SessionId::from_bytes([8; 16]);
+    world.write(|draft| close_sessions(draft, &[(service_id(), older)])).unwrap();
+    assert!(world.view.get::<Session>(service_id()).is_some_and(|held| held.id == session_id()));
+    world.write(|draft| close_sessions(draft, &[(service_id(), session_id())])).unwrap();
+    assert_eq!(world.view.get::<Session>(service_id()), None);
+    world.write(|draft| close_sessions(draft, &[(service_id(), session_id())])).unwrap();
+}
+
+#[test]
 fn a_service_that_is_connected_is_not_lost() {
     let mut world = World::new();
     world.pool("p", 10);
