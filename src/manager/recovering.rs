@@ -147,11 +147,10 @@ pub async fn finish(member: &Member, author: &Author) -> Result<(), Fault> {
         put(Key::event(event.id), encode(&event).map_err(Refusal::from)?),
     ];
     let compares = vec![Compare::Unchanged(Key::cluster(), entry.revision)];
+    let listing = member.view.listing();
     match member.store.commit(Txn { compares, ops }).await.map_err(Refusal::from)? {
         Commit::Done(revision) => {
-            if !member.view.reached(revision).await {
-                tracing::warn!("the end of the recovery is committed and not visible yet");
-            }
+            member.view.catch_up(revision, listing, member.clock.as_ref()).await;
             Ok(())
         }
         Commit::Conflict => Err(Refusal::Busy.into()),

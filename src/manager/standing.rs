@@ -3,6 +3,7 @@
 use super::Stage;
 use super::control::Face;
 use super::init::Manager;
+use crate::model::Timestamp;
 use crate::rpc::{STALE_SINCE, proto};
 use crate::runtime::VERSION;
 use std::convert::Infallible;
@@ -75,15 +76,21 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (answer, manager) = (self.inner.call(request), self.manager.clone());
+        let (before, answer, manager) = (stale_since(&self.manager), self.inner.call(request), self.manager.clone());
         Box::pin(async move {
             let mut answer = answer.await?;
-            if let Stage::Member(member) = manager.stage()
-                && let Some(since) = member.view.stale_since()
-            {
+            // What was read in between may be what the view showed while it was stale.
+            if let Some(since) = before.or_else(|| stale_since(&manager)) {
                 answer.headers_mut().insert(STALE_SINCE, HeaderValue::from(since.as_millis()));
             }
             Ok(answer)
         })
+    }
+}
+
+fn stale_since(manager: &Manager) -> Option<Timestamp> {
+    match manager.stage() {
+        Stage::Member(member) => member.view.stale_since(),
+        _ => None,
     }
 }

@@ -132,6 +132,7 @@ impl Task {
         let mut batch = Vec::new();
         let mut most = usize::MAX;
         for _ in 0..ATTEMPTS {
+            let listing = self.view.listing();
             let txn = self.plan(&mut batch, most);
             let shows = txn.as_ref().is_ok_and(|txn| txn.as_ref().is_some_and(|txn| !txn.ops.is_empty()));
             let outcome = match txn {
@@ -144,10 +145,8 @@ impl Task {
                 Ok(Commit::Done(_)) if !shows => return (batch, Ok(())),
                 Ok(Commit::Done(revision)) => {
                     tokio::select! {
-                        reached = self.view.reached(revision) => if !reached {
-                            tracing::warn!("a commit is not visible yet: the view is behind the store");
-                        },
-                        () = group.requested() => {}
+                        () = self.view.catch_up(revision, listing, self.clock.as_ref()) => {}
+                        () = group.requested() => self.view.owe(revision, listing, self.clock.wall()),
                     }
                     return (batch, Ok(()));
                 }

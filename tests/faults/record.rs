@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use symphony::model::{Object, Volume};
 use symphony::rpc::proto::control_client::ControlClient;
-use symphony::rpc::{Fault, FaultKind, dial_socket, proto};
+use symphony::rpc::{Fault, FaultKind, STALE_SINCE, dial_socket, proto};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
@@ -91,6 +91,11 @@ async fn send(mut client: ControlClient<Channel>, name: String, call: Call) -> T
     }
 }
 
+/// The manager says that it may be showing what was.
+fn is_behind<T>(response: &Response<T>) -> bool {
+    response.metadata().contains_key(STALE_SINCE)
+}
+
 async fn in_time<T>(future: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(PATIENCE, future).await.ok()
 }
@@ -154,8 +159,11 @@ impl Record {
         }
         let (began, floor) = (self.now(), self.heights.floor(manager));
         let told = wait(async { in_time(send(client, name.to_owned(), call)).await });
+        let behind = call == Call::Look && matches!(&told, Some(Ok(response)) if is_behind(response));
         let outcome = told.map_or(Outcome::Lost, |told| judge(call, told));
-        if let Outcome::Answered(_, Some(volume)) = &outcome {
+        if let Outcome::Answered(_, Some(volume)) = &outcome
+            && !behind
+        {
             self.heights.rise(manager, &floor, &Object::Volume((**volume).clone()));
         }
         let ended = match &outcome {
@@ -169,7 +177,8 @@ impl Record {
         outcome
     }
 
-    /// Lists everything of a kind through a manager: nothing that it has shown before may be gone, or be older.
+    /// Lists everything of a kind through a manager: nothing that it has shown before may be gone, or be older, unless it
+    /// says itself that it is behind.
     pub fn list(&self, managers: &[Control], manager: usize, kind: proto::Kind) {
         let socket = managers[manager].socket.clone();
         let floor = self.heights.floor(manager);
@@ -178,7 +187,11 @@ impl Record {
             let (mut found, mut page_token) = (Vec::new(), String::new());
             loop {
                 let request = proto::ListRequest { kind: kind.into(), page_token, ..Default::default() };
-                let page = client.list(request).await.ok()?.into_inner();
+                let response = client.list(request).await.ok()?;
+                if is_behind(&response) {
+                    return None;
+                }
+                let page = response.into_inner();
                 found.extend(page.objects);
                 page_token = page.next_page_token;
                 if page_token.is_empty() {

@@ -2,6 +2,7 @@
 
 use super::View;
 use crate::model::{ServiceId, Timestamp};
+use crate::runtime::Clock;
 use crate::store::{Batch, Revision};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
@@ -18,11 +19,27 @@ pub enum Sign {
     Lease,
 }
 
-/// Which signs are missing, and since when any was.
+/// What the view lacks, and since when it has lacked anything.
 #[derive(Debug, Default)]
 struct Freshness {
     missing: Vec<Sign>,
+    /// What was committed through this manager and acknowledged, although the view does not show it.
+    behind: Option<Revision>,
+    /// How often the view has started over.
+    listings: u64,
     since: Option<Timestamp>,
+}
+
+/// How often a view had started over by the time something was committed.
+#[derive(Clone, Copy, Debug)]
+pub struct Listing(u64);
+
+impl Freshness {
+    fn settle(&mut self) {
+        if self.missing.is_empty() && self.behind.is_none() {
+            self.since = None;
+        }
+    }
 }
 
 /// The view, shared: one task applies, everybody reads, whoever is concerned is woken.
@@ -75,8 +92,31 @@ impl ViewHandle {
     pub fn see(&self, sign: Sign) {
         let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
         freshness.missing.retain(|missing| *missing != sign);
-        if freshness.missing.is_empty() {
-            freshness.since = None;
+        freshness.settle();
+    }
+
+    /// To be asked before a commit, for [`Self::owe`].
+    pub fn listing(&self) -> Listing {
+        Listing(self.freshness.lock().unwrap_or_else(PoisonError::into_inner).listings)
+    }
+
+    /// Waits until the view shows what was committed at `revision`, so that whoever is told finds it. If the store goes away
+    /// meanwhile, it is owed.
+    pub async fn catch_up(&self, revision: Revision, before: Listing, clock: &dyn Clock) {
+        if !self.reached(revision).await {
+            tracing::warn!("a commit is not visible yet: the view is behind the store");
+            self.owe(revision, before, clock.wall());
+        }
+    }
+
+    /// Takes note that somebody is told of what was committed at `revision`: until the view shows it, it is stale. Not if
+    /// it has started over since: the store may have been put back to where that revision never was.
+    pub fn owe(&self, revision: Revision, before: Listing, now: Timestamp) {
+        let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock, which whoever announces a revision takes after it.
+        if *self.revision.borrow() < revision && freshness.listings == before.0 {
+            freshness.behind = freshness.behind.max(Some(revision));
+            freshness.since.get_or_insert(now);
         }
     }
 
@@ -84,11 +124,22 @@ impl ViewHandle {
     pub fn replace(&self, view: View) {
         let revision = view.revision;
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
+        let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
+        freshness.listings += 1;
+        freshness.behind = None;
+        freshness.settle();
+        drop(freshness);
         self.announce(revision, |_| true);
     }
 
     fn announce(&self, revision: Revision, concerns: impl Fn(ServiceId) -> bool) {
         self.revision.send_replace(revision);
+        let mut freshness = self.freshness.lock().unwrap_or_else(PoisonError::into_inner);
+        if freshness.behind.is_some_and(|owed| owed <= revision) {
+            freshness.behind = None;
+            freshness.settle();
+        }
+        drop(freshness);
         let mut concerned = self.concerned.lock().unwrap_or_else(PoisonError::into_inner);
         concerned.retain(|service, subscribers| {
             subscribers.retain(|notify| match notify.upgrade() {
@@ -145,6 +196,26 @@ mod tests {
             revision: Revision(1),
             events: vec![Event::Put(Entry { key, value, revision: Revision(1), lease: None })],
         }
+    }
+
+    #[test]
+    fn a_view_that_lacks_what_somebody_was_told_is_stale_until_it_shows_it() {
+        let (view, now) = (ViewHandle::new(View::default()), Timestamp::EPOCH);
+        let before = view.listing();
+        view.owe(Revision(1), before, now);
+        assert_eq!(view.stale_since(), Some(now));
+        view.miss(Sign::Watch, now);
+        view.see(Sign::Watch);
+        assert!(!view.is_fresh(), "the watch is back, and what it has to tell has not come yet");
+        view.apply(news(ServiceId::generate()));
+        assert!(view.is_fresh());
+        view.owe(Revision(1), before, now);
+        assert!(view.is_fresh(), "it has come in the meantime");
+        view.owe(Revision(2), before, now);
+        view.replace(View::default());
+        assert!(view.is_fresh(), "a listing holds all that there is");
+        view.owe(Revision(2), before, now);
+        assert!(view.is_fresh(), "that was of a state that may be gone");
     }
 
     fn is_told(concern: &Notify) -> bool {
