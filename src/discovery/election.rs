@@ -6,7 +6,7 @@
 use super::Presence;
 use crate::model::ServiceId;
 use crate::runtime::{Backoff, Shutdown};
-use crate::store::{Commit, Compare, Event, Key, Op, Revision, SharedStore, StoreError, Txn};
+use crate::store::{Commit, Compare, Event, Key, LeaseId, Op, Revision, SharedStore, StoreError, Txn, decode};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
@@ -71,20 +71,23 @@ async fn term(
     sender: &watch::Sender<Option<Leadership>>,
     group: &Shutdown,
 ) -> Result<(), StoreError> {
-    tokio::select! {
-        vacant = vacancy(store) => vacant?,
+    let (is_free, former) = tokio::select! {
+        vacancy = vacancy(store, candidate) => vacancy?,
         () = group.requested() => return Ok(()),
-    }
+    };
     let presence = Presence::begin(store.clone(), ttl).await?;
     let value = serde_json::to_vec(&candidate).map_err(|error| StoreError::Refused(error.to_string()))?;
     let taken = store.commit(Txn {
-        compares: vec![Compare::Absent(Key::leader())],
+        compares: vec![is_free],
         ops: vec![Op::Put { key: Key::leader(), value, lease: Some(presence.lease()) }],
     });
     let began = match taken.await? {
         Commit::Done(revision) => revision,
         Commit::Conflict => return presence.release().await,
     };
+    if let Some(former) = former {
+        store.revoke(former).await?;
+    }
     tracing::info!("this manager is the leader now");
     sender.send_replace(Some(Leadership { began }));
     let held = hold(&presence, ttl, group).await;
@@ -93,16 +96,18 @@ async fn term(
     held
 }
 
-/// Completes once `/leader` does not exist.
-async fn vacancy(store: &SharedStore) -> Result<(), StoreError> {
+/// Completes once the office is free: nobody holds it, or an earlier life of the candidate does, for whose lease nobody has
+/// to wait. What holds as long as it is free, and that lease.
+async fn vacancy(store: &SharedStore, candidate: ServiceId) -> Result<(Compare, Option<LeaseId>), StoreError> {
     let listing = store.list(&Key::leader()).await?;
-    if listing.entries.is_empty() {
-        return Ok(());
+    let Some(held) = listing.entries.first() else { return Ok((Compare::Absent(Key::leader()), None)) };
+    if decode::<ServiceId>(held).is_ok_and(|holder| holder == candidate) {
+        return Ok((Compare::Unchanged(Key::leader(), held.revision), held.lease));
     }
     let mut watch = store.watch(&Key::leader(), listing.revision).await?;
     while let Some(batch) = watch.next().await {
         if batch?.events.iter().any(|event| matches!(event, Event::Delete(_))) {
-            return Ok(());
+            return Ok((Compare::Absent(Key::leader()), None));
         }
     }
     Err(StoreError::Unavailable("the watch on the leader ended".into()))
@@ -122,5 +127,37 @@ async fn hold(presence: &Presence, ttl: Duration, group: &Shutdown) -> Result<()
             Err(error) if renewed.elapsed() >= ttl => return Err(error),
             Err(error) => tracing::debug!(%error, "cannot renew the leadership yet"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::EmbeddedStore;
+    use std::sync::Arc;
+
+    /// So long that no test sees it end.
+    const LEASE: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn a_manager_that_was_killed_in_office_takes_it_over_and_another_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let store: SharedStore = Arc::new(EmbeddedStore::open(&directory.path().join("store")).unwrap());
+        let (killed, other) = (ServiceId::generate(), ServiceId::generate());
+        let lease = store.grant(LEASE).await.unwrap();
+        let value = serde_json::to_vec(&killed).unwrap();
+        let op = Op::Put { key: Key::leader(), value, lease: Some(lease) };
+        let Commit::Done(term) = store.commit(Txn { compares: Vec::new(), ops: vec![op] }).await.unwrap() else {
+            panic!("nothing was compared");
+        };
+
+        let group = Shutdown::new();
+        let waits = campaign(store.clone(), other, LEASE, &group);
+        let mut back = campaign(store.clone(), killed, LEASE, &group);
+        let again = back.wait_for(Option::is_some).await.unwrap().unwrap();
+        assert!(again.began() > term);
+        assert_eq!(*waits.borrow(), None);
+        assert!(matches!(store.keep_alive(lease).await, Err(StoreError::LeaseGone(_))), "the earlier life may do nothing");
+        group.request();
     }
 }
