@@ -227,9 +227,9 @@ fn assert_store(arena: &Arena) {
         .collect();
     assert!(!kinds.contains("volume") && !kinds.contains("snapshot"), "{keys}");
     // What nobody keeps alive any more runs out.
-    until("no leases but those of the members and of the leader", || {
+    until("no leases but the leader's and two of each manager: its own, and that of its block services", || {
         let leases = arena.etcdctl(&["lease", "list"])?;
         let count = leases.lines().filter(|line| u64::from_str_radix(line.trim(), 16).is_ok()).count();
-        (count <= members + 1).then_some(())
+        (count <= 2 * arena.shape.managers + 1).then_some(())
     });
 }
