@@ -6,6 +6,7 @@ mod attachment;
 mod authority;
 mod carry;
 mod client;
+mod copying;
 mod drain;
 mod enrollment;
 mod image;
@@ -26,6 +27,7 @@ pub use attachment::{Access, attach_volume, detach_volume, resolve_attachment};
 pub use authority::{advance_rotation, progress, record_certificate, rotate_authority};
 pub use carry::{carry_over, has_to_carry};
 pub use client::{Commission, create_client, purge_client, remove_client};
+pub use copying::Origin;
 pub use drain::{drain_service, draining, empty_one, has_next, remnants};
 pub use enrollment::{
     Application, Granted, Renewal, Request, Standing, enroll, hosts, lifetime, record_of, renew_service,
@@ -42,7 +44,7 @@ pub use report::take_reports;
 pub use service::{admit_session, close_sessions, join_service, mark_down, purge_service, remove_service};
 pub use snapshot::{WantedSnapshot, create_snapshots, remove_snapshot, revert_volume};
 pub use token::{create_token, purge_token, revoke_token};
-pub use volume::{LimitChanges, Origin, WantedVolume, create_volume, limit_volume, remove_volume, resize_volume};
+pub use volume::{LimitChanges, WantedVolume, create_volume, limit_volume, remove_volume, resize_volume};
 
 use super::draft::{Draft, Drafted};
 use super::refusal::Refusal;

@@ -12,6 +12,7 @@
 //! compares both records, so that it is taken once, and not at all beside anything else that is done to either.
 
 use super::attachment::know_all_attachments;
+use super::copying::uncopied;
 use super::pool::listed;
 use super::volume::{detached, named_pool, pool_of, promise_volume};
 use super::{find, look_up};
@@ -20,8 +21,8 @@ use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::manager::view::View;
 use crate::model::{
-    Author, ByteSize, Kind, Moving, Name, Phase, Pool, Replica, Service, ServiceId, ServiceState, Source, Supply,
-    Volume, VolumeId, VolumeSpec,
+    Author, ByteSize, Kind, Moving, Name, Phase, Pool, Replica, Service, ServiceId, ServiceState, Supply, Volume,
+    VolumeId, VolumeSpec,
 };
 
 /// Moves a volume to the pool that is named. Repeating it changes nothing.
@@ -254,12 +255,7 @@ pub(super) fn movable(draft: &Draft<'_>, volume: &Volume) -> Result<(), Refusal>
             listed(&names)
         ));
     }
-    let of_it = |it: &&Volume| it.spec.source == Some(Source::Volume(volume.meta.id)) && it.status.size.is_none();
-    let copies: Vec<&str> = draft.all::<Volume>().filter(of_it).map(|copy| copy.meta.name.as_str()).collect();
-    if !copies.is_empty() {
-        let copies = listed(&copies);
-        return refuse(format!("volume '{name}' is still being copied for {copies}: move it once they are ready"));
-    }
+    uncopied(draft, volume, "move")?;
     let (status, generation) = (&volume.status, volume.meta.generation);
     if (status.phase, status.observed_generation, status.size) != (Phase::Ready, generation, Some(volume.spec.size)) {
         return refuse(format!("volume '{name}' is not ready: see `symphony ctl volume get {name}`"));

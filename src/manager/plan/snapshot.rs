@@ -4,6 +4,7 @@
 //! into conflict.
 
 use super::attachment::know_all_attachments;
+use super::copying::uncopied;
 use super::moving::settled;
 use super::volume::{detached, pool_of, promise};
 use super::{find, look_up};
@@ -198,6 +199,8 @@ pub fn revert_volume(
     fit_source(&snapshot)?;
     know_all_attachments(draft)?;
     detached(draft, &volume)?;
+    // Somebody may have asked for a copy of what is to go.
+    uncopied(draft, &volume, "revert")?;
     if snapshot.status.size != Some(volume.spec.size) {
         let was = snapshot.status.size.unwrap_or_default();
         return Err(Refusal::Precondition(format!(

@@ -1,31 +1,20 @@
 //! Volumes: placement, and the space that pools promise.
 
 use super::attachment::{clients, know_all_attachments};
+use super::copying::{Copyable, Origin, copyable, uncopied};
 use super::drain::admits;
 use super::image::{create_of_image, forget_base};
 use super::moving::{bury_along, forget_move, settled};
 use super::pool::listed;
-use super::snapshot::{fit_pool, fit_source};
+use super::snapshot::fit_pool;
 use super::{find, look_up};
 use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
     Author, ByteSize, Driver, Kind, Level, Limits, Name, Phase, Pool, PoolId, Replica, Revert, Service, ServiceState,
-    Snapshot, Source, Volume, VolumeId, VolumeSpec,
+    Source, Volume, VolumeId, VolumeSpec,
 };
-
-/// What a user wants a volume to be made from, by id or name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    Snapshot(String),
-    Volume(String),
-    Image {
-        reference: String,
-        /// The volume that keeps the image's bytes in the pool from then on, if there is none yet.
-        base: VolumeId,
-    },
-}
 
 /// What a user asks of a new volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,16 +24,6 @@ pub struct WantedVolume {
     /// By id or name; absent: wherever there is room.
     pub pool: Option<String>,
     pub origin: Option<Origin>,
-}
-
-/// An origin that can be copied from.
-struct Copyable {
-    source: Source,
-    size: ByteSize,
-    /// Where the copy can be made: only beside the origin.
-    pool: PoolId,
-    /// For the record.
-    text: String,
 }
 
 /// A new volume, placed, its space promised. A copy is made beside what it is copied from, and as large unless it is to
@@ -110,42 +89,6 @@ pub fn create_volume(
     Ok(volume)
 }
 
-/// An origin as it stands; its record is written too, so that it cannot be removed at the same time.
-fn copyable(draft: &mut Draft<'_>, origin: &Origin) -> Result<Option<Copyable>, Refusal> {
-    let text = |kind: Kind, name: &Name| format!("{kind} '{name}'");
-    let unplaced = |text: &str| Refusal::Precondition(format!("{text} is nowhere"));
-    match origin {
-        Origin::Snapshot(reference) => {
-            let mut snapshot = find::<Snapshot>(draft, reference)?;
-            fit_source(&snapshot)?;
-            let text = text(Kind::Snapshot, &snapshot.meta.name);
-            let pool = snapshot.status.placement.first().ok_or_else(|| unplaced(&text))?.pool;
-            let (source, size) = (Source::Snapshot(snapshot.meta.id), snapshot.status.size.unwrap_or_default());
-            snapshot.meta.updated_at = draft.now;
-            draft.put(snapshot);
-            Ok(Some(Copyable { source, size, pool, text }))
-        }
-        Origin::Volume(reference) => {
-            let mut volume = find::<Volume>(draft, reference)?;
-            let name = volume.meta.name.clone();
-            if volume.meta.is_removed() {
-                return Err(Refusal::Removing { kind: Kind::Volume, name });
-            }
-            settled(draft, &volume)?;
-            let text = text(Kind::Volume, &name);
-            let size = volume.status.size.ok_or_else(|| {
-                Refusal::Precondition(format!("{text} has not been made yet: see `symphony ctl volume get {name}`"))
-            })?;
-            let pool = volume.status.placement.first().ok_or_else(|| unplaced(&text))?.pool;
-            let source = Source::Volume(volume.meta.id);
-            volume.meta.updated_at = draft.now;
-            draft.put(volume);
-            Ok(Some(Copyable { source, size, pool, text }))
-        }
-        Origin::Image { .. } => Ok(None),
-    }
-}
-
 /// Grows a volume, or shrinks it where that is allowed: what is behind its new end is lost.
 ///
 /// # Errors
@@ -185,11 +128,21 @@ pub fn resize_volume(
         know_all_attachments(draft)?;
         detached(draft, &volume)?;
     }
-    let fetches = volume.spec.image.as_ref().is_some_and(|tie| tie.supply().is_some());
-    if fetches && volume.status.size.is_none() {
-        return Err(Refusal::Precondition(format!(
-            "volume '{name}' is still being filled with its image: grow it once it is ready"
-        )));
+    // A copy has the size that this one had when it was asked for.
+    uncopied(draft, &volume, "resize")?;
+    if volume.status.size.is_none() {
+        let fetches = volume.spec.image.as_ref().is_some_and(|tie| tie.supply().is_some());
+        let held_up = match volume.spec.source {
+            _ if fetches => Some("filled with its image"),
+            // What it is a copy of would not fit.
+            Some(_) if size < old => Some("copied"),
+            Some(_) | None => None,
+        };
+        if let Some(what) = held_up {
+            return Err(Refusal::Precondition(format!(
+                "volume '{name}' is still being {what}: resize it once it is ready"
+            )));
+        }
     }
     for replica in volume.status.placement.clone() {
         let mut pool = pool_of(draft, replica.pool)?;
@@ -302,9 +255,6 @@ pub fn remove_volume(
         know_all_attachments(draft)?;
         detached(draft, &volume)?;
         let snapshots = draft.snapshots_to(&volume);
-        let copies =
-            |other: &&Volume| other.spec.source == Some(Source::Volume(volume.meta.id)) && other.status.size.is_none();
-        let copies: Vec<&str> = draft.all::<Volume>().filter(copies).map(|copy| copy.meta.name.as_str()).collect();
         if !snapshots.is_empty() {
             let names: Vec<&str> = snapshots.iter().map(|snapshot| snapshot.meta.name.as_str()).collect();
             return Err(Refusal::Precondition(format!(
@@ -312,12 +262,7 @@ pub fn remove_volume(
                 listed(&names)
             )));
         }
-        if !copies.is_empty() {
-            return Err(Refusal::Precondition(format!(
-                "volume '{name}' is still being copied for {}: remove it once they are ready",
-                listed(&copies)
-            )));
-        }
+        uncopied(draft, &volume, "remove")?;
     }
     if volume.bury(draft.now) {
         volume.spec.wipe = wipe.unwrap_or_default();

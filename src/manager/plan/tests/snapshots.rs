@@ -126,6 +126,41 @@ fn a_copy_is_made_beside_its_origin_and_never_smaller() {
 }
 
 #[test]
+fn a_copy_and_what_it_is_a_copy_of_keep_their_sizes_until_it_is_made() {
+    let mut world = World::new();
+    world.pool("p", 100);
+    world.made("v", 8);
+    world.taken("v", "s");
+    let resized = |world: &mut World, name: &str, size| {
+        world.write(|draft| resize_volume(draft, &somebody(), name, ByteSize::mib(size), true))
+    };
+    let copy = world.copy("of-s", None, of_snapshot("s")).unwrap();
+    let refused = resized(&mut world, "of-s", 4).unwrap_err().to_string();
+    assert!(refused.contains("'of-s' is still being copied"), "{refused}");
+    let grown = resized(&mut world, "of-s", 9).unwrap();
+    assert_eq!(grown.meta.id, copy.meta.id);
+    world.make(&grown);
+    resized(&mut world, "of-s", 4).unwrap();
+
+    let copy = world.copy("of-v", None, Origin::Volume("v".into())).unwrap();
+    for size in [4, 9] {
+        let refused = resized(&mut world, "v", size).unwrap_err().to_string();
+        assert!(refused.contains("'v' is still being copied for 'of-v'"), "{refused}");
+    }
+    let refused = world.write(|draft| revert_volume(draft, &somebody(), "v", "s")).unwrap_err().to_string();
+    assert!(refused.contains("revert it once they are ready"), "{refused}");
+    world.make(&copy);
+    let grows = resized(&mut world, "v", 9).unwrap();
+    let refused = world.copy("small", Some(8), Origin::Volume("v".into())).unwrap_err().to_string();
+    assert!(refused.contains("needs 9MiB at least"), "{refused}");
+    world.make(&grows);
+    resized(&mut world, "v", 4).unwrap();
+    let copy = world.copy("safe", None, Origin::Volume("v".into())).unwrap();
+    assert_eq!(copy.spec.size, ByteSize::mib(9), "it shrinks, and is not smaller yet");
+    world.assert_adds_up();
+}
+
+#[test]
 fn snapshots_of_several_volumes_are_made_all_or_none() {
     let mut world = World::new();
     world.pool("p", 100);
