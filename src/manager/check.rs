@@ -107,9 +107,9 @@ fn compare_views(stored: &View, live: &View, revision: Revision, faults: &mut Ve
 
 /// Rules that hold within any one revision of the store.
 pub fn check_state(view: &View, findings: &mut Findings) {
-    let faults = &mut findings.faults;
     findings.objects = view.services.len() + view.pools.len() + view.volumes.len() + view.attachments.len();
     findings.objects += view.snapshots.len() + view.images.len() + view.clients.len() + view.tokens.len();
+    let Findings { faults, remarks, .. } = findings;
     faults.extend(view.unreadable.iter().map(|(key, reason)| format!("{key} cannot be read: {reason}")));
     let mut expected = BTreeMap::new();
     let mut promised: BTreeMap<PoolId, ByteSize> = BTreeMap::new();
@@ -173,7 +173,7 @@ pub fn check_state(view: &View, findings: &mut Findings) {
     expected.extend(clients.map(|meta| ((Kind::Client, meta.name.clone()), meta.id.to_string())));
     let tokens = view.tokens.values().map(|token| &token.value.meta);
     expected.extend(tokens.map(|meta| ((Kind::Token, meta.name.clone()), meta.id.to_string())));
-    check_images(view, &mut expected, faults);
+    check_images(view, &mut expected, faults, remarks);
     check_moves(view, faults);
     check_attachments(view, faults);
     for ((kind, name), id) in &expected {
@@ -194,7 +194,12 @@ pub fn check_state(view: &View, findings: &mut Findings) {
 }
 
 /// Images and the volumes that keep their bytes name each other.
-fn check_images(view: &View, expected: &mut BTreeMap<(Kind, Name), String>, faults: &mut Vec<String>) {
+fn check_images(
+    view: &View,
+    expected: &mut BTreeMap<(Kind, Name), String>,
+    faults: &mut Vec<String>,
+    remarks: &mut Vec<String>,
+) {
     for image in view.images.values().map(|image| &*image.value) {
         let name = &image.meta.name;
         expected.insert((Kind::Image, name.clone()), image.meta.id.to_string());
@@ -206,8 +211,11 @@ fn check_images(view: &View, expected: &mut BTreeMap<(Kind, Name), String>, faul
             }
         }
         let bases = || image.status.bases.iter().filter_map(|base| view.get::<Volume>(*base));
-        if image.is_whole() && !bases().any(|base| base.is_complete_base()) {
-            faults.push(format!("image '{name}' is ready, but nothing that keeps its content is"));
+        if image.is_whole() && !bases().any(Volume::has_image) {
+            faults.push(format!("image '{name}' is ready, but nothing keeps its content"));
+        } else if image.is_whole() && !bases().any(Volume::is_complete_base) {
+            let why = bases().find_map(|base| base.status.message.as_deref()).unwrap_or("nothing more is known");
+            remarks.push(format!("nothing that keeps image '{name}' can be read now: {why}"));
         }
         if image.meta.is_removed() && bases().any(|base| !base.meta.is_removed()) {
             faults.push(format!("image '{name}' is being removed, but not all that keeps its content"));

@@ -218,14 +218,19 @@ impl Volume {
         self.spec.image.as_ref().filter(|tie| tie.is_base()).map(|tie| tie.image)
     }
 
-    /// Whether it keeps all of an image's bytes, compared with their checksum.
+    /// Whether it keeps all of an image's bytes, compared with their checksum, and they can be read now.
     pub fn is_complete_base(&self) -> bool {
+        self.has_image() && self.status.phase == Phase::Ready
+    }
+
+    /// Whether all of an image's bytes came to it and were compared with their checksum, however it stands now.
+    pub fn has_image(&self) -> bool {
         let written = match self.spec.image.as_ref().map(|tie| &tie.role) {
             Some(ImageRole::Sealed { seal }) => self.status.observed_generation >= seal.since,
             Some(ImageRole::Fetched { .. }) => self.status.size.is_some(),
             Some(ImageRole::Upload { .. } | ImageRole::Clone | ImageRole::Copy { .. }) | None => false,
         };
-        written && self.status.phase == Phase::Ready && !self.meta.is_removed()
+        written && !self.meta.is_removed()
     }
 
     /// Whether `report` brings a first word of the bytes of a base or a copy.

@@ -323,14 +323,15 @@ pub(super) fn forget_base(draft: &mut Draft<'_>, base: &Volume) {
     let image = base.base_of().and_then(|id| draft.get::<Image>(id)).cloned();
     let Some(mut image) = image else { return };
     image.status.bases.retain(|id| *id != base.meta.id);
-    match (image.status.bases.is_empty(), image.meta.is_removed()) {
-        (true, true) => return forget_image(draft, &image),
-        (true, false) => {
-            image.status.phase = Phase::Failed;
-            image.status.uploaded = None;
-            image.status.message = Some("what kept its content was taken out of the cluster: import it again".into());
-        }
-        (false, _) => {}
+    if image.meta.is_removed() && image.status.bases.is_empty() {
+        return forget_image(draft, &image);
+    }
+    // One that was still to be fetched from this one is no help.
+    let kept = image.status.bases.iter().filter_map(|id| draft.get::<Volume>(*id)).any(Volume::has_image);
+    if !kept && (image.is_whole() || image.status.bases.is_empty()) && !image.meta.is_removed() {
+        image.status.phase = Phase::Failed;
+        image.status.uploaded = None;
+        image.status.message = Some("what kept its content was taken out of the cluster: import it again".into());
     }
     draft.put(image);
 }

@@ -1,6 +1,8 @@
 //! Images: room, attempts, seals, volumes made of them, and their end.
 
+use super::moves::site;
 use super::*;
+use crate::manager::check::{Findings, check_state};
 
 fn digest(byte: u8) -> Digest {
     Digest::from_bytes([byte; 32])
@@ -254,6 +256,28 @@ fn a_pool_takes_along_what_it_keeps_of_an_image_that_another_pool_keeps_too() {
     world.assert_adds_up();
     let near = world.of_image("near", "i", None, None).unwrap();
     assert_eq!(near.spec.source, Some(Source::Volume(bases[1])));
+}
+
+#[test]
+fn a_base_that_cannot_be_read_is_a_remark_and_an_image_that_nothing_keeps_any_more_has_failed() {
+    let mut world = World::of_sites(2, 100);
+    let base = world.whole("i", 8, Some("p1")).status.bases[0];
+    world.done(base, Some("its device is gone"));
+    assert!(world.image("i").is_whole(), "the device may come back");
+    let mut findings = Findings::default();
+    check_state(&world.view, &mut findings);
+    assert_eq!(findings.faults, Vec::<String>::new());
+    assert_eq!(findings.remarks, ["nothing that keeps image 'i' can be read now: its device is gone"]);
+    world.reached(base);
+
+    // Another one is on its way to the other service when this one is lost.
+    world.of_image("v", "i", None, Some("p2")).unwrap();
+    assert_eq!(world.image("i").status.bases.len(), 2);
+    world.silence_site(1);
+    while world.write(|draft| remove_service(draft, &somebody(), site(1), true)).unwrap().is_none() {}
+    let lost = world.image("i");
+    assert_eq!((lost.status.phase, lost.status.bases.len()), (Phase::Failed, 1));
+    world.assert_sound();
 }
 
 #[test]
