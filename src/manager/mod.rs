@@ -60,12 +60,14 @@ pub(crate) mod inside {
     pub use super::check::{Findings, check_state};
     pub use super::draft::Draft;
     pub use super::plan::{
-        Access, LimitChanges, Origin, WantedImage, WantedSnapshot, WantedVolume, admit_session, attach_volume,
-        create_pool, create_snapshots, create_volume, detach_volume, drain_service, import_image, join_service,
-        limit_volume, mark_down, remove_image, remove_service, remove_snapshot, remove_volume, resize_volume,
-        revert_volume, seal_image, take_reports,
+        Access, LimitChanges, Origin, WantedImage, WantedSnapshot, WantedVolume, admit_session, advance_move,
+        attach_volume, cancel_move, close_sessions, create_pool, create_snapshots, create_volume, detach_volume,
+        drain_service, draining, due_moves, empty_one, has_next, import_image, join_service, limit_volume, mark_down,
+        move_volume, remove_image, remove_service, remove_snapshot, remove_volume, resize_volume, revert_volume,
+        seal_image, take_reports,
     };
     pub use super::refusal::Refusal;
+    pub use super::sessions::{Ask, Sessions};
     pub use super::view::View;
 }
 

@@ -4,8 +4,8 @@
 use super::Planted;
 use super::image::{content, is_as_sealed};
 use crate::model::{
-    Assigned, ByteSize, Generation, PoolAssignment, PoolId, SnapshotAssignment, SnapshotId, Source, VolumeAssignment,
-    VolumeId,
+    Assigned, ByteSize, Generation, Moving, PoolAssignment, PoolId, SnapshotAssignment, SnapshotId, Source,
+    VolumeAssignment, VolumeId,
 };
 use crate::reconcile::Task;
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +72,8 @@ pub struct Disk {
     /// Since it was last asked.
     pub news: Vec<News>,
     pub planted: Option<Planted>,
+    /// What other hosts hand over to whoever copies it.
+    pub offered: BTreeMap<VolumeId, u64>,
     /// Volumes that somebody else took away.
     pub lost: BTreeSet<VolumeId>,
 }
@@ -170,24 +172,41 @@ impl Disk {
         if self.lost.contains(&volume.id) {
             return Err(format!("volume {} was lost, and was made anew as if it had never held bytes", volume.name));
         }
+        if let Some(Moving::Arriving { supply, .. }) = volume.moving.as_deref() {
+            let off = u64::from(self.planted == Some(Planted::FetchAnything));
+            let Some(bytes) = self.offered.get(&supply.volume) else {
+                return Ok(Step::Failed("nobody hands over what it is a copy of".into()));
+            };
+            self.begin(volume, bytes + off);
+            return Ok(Step::More);
+        }
         let supply = volume.image.as_ref().and_then(|tie| tie.supply());
         let off = u64::from(self.planted == Some(Planted::FillAnything));
-        let bytes = match (volume.source, supply) {
-            (None, None) => Some(0),
-            (None, Some(supply)) => supply.sha256.map(|digest| content(digest) + off),
-            (Some(Source::Volume(id)), _) => self.volumes.get(&id).filter(|it| it.described).map(|it| it.bytes),
-            (Some(Source::Snapshot(id)), _) => self.kept(id),
+        let found = match (volume.source, supply) {
+            (None, None) => Some((0, volume.size)),
+            (None, Some(supply)) => supply.sha256.map(|digest| (content(digest) + off, volume.size)),
+            (Some(Source::Volume(id)), _) => {
+                self.volumes.get(&id).filter(|it| it.described).map(|it| (it.bytes, it.size))
+            }
+            (Some(Source::Snapshot(id)), _) => self.kept(id).zip(self.snapshots.get(&id).map(|kept| kept.size)),
         };
-        let Some(bytes) = bytes else { return Ok(Step::Failed("what it is a copy of is lost".into())) };
+        let Some((bytes, size)) = found else { return Ok(Step::Failed("what it is a copy of is lost".into())) };
+        if size > volume.size {
+            return Ok(Step::Failed("what it is a copy of does not fit".into()));
+        }
         if let Some(of) = volume.source {
             self.news.push(News::Born { volume: volume.id, of, bytes });
         } else if supply.is_some() {
             self.news.push(News::Filled { volume: volume.id, bytes });
         }
-        let (size, pool) = (volume.size, volume.pool);
-        self.volumes
-            .insert(volume.id, OnDisk { described: false, generation: Generation::default(), size, pool, bytes });
+        self.begin(volume, bytes);
         Ok(Step::More)
+    }
+
+    fn begin(&mut self, volume: &VolumeAssignment, bytes: u64) {
+        let (size, pool) = (volume.size, volume.pool);
+        let begun = OnDisk { described: false, generation: Generation::default(), size, pool, bytes };
+        self.volumes.insert(volume.id, begun);
     }
 
     /// The bytes of a snapshot. A planted bug takes those that its volume has now.

@@ -4,7 +4,7 @@
 use super::Planted;
 use super::disk::{Buried, Disk, Step, Violation};
 use crate::model::*;
-use crate::reconcile::{Task, World};
+use crate::reconcile::{Progress, Task, World};
 use crate::session::{Ended, Greeting, ServiceAction, ServiceEvent, ServiceSide, Upward};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -62,13 +62,30 @@ impl Host {
         self.running = None;
     }
 
+    /// Volumes that are as they should be.
+    fn done(&self) -> impl Iterator<Item = &VolumeAssignment> {
+        let done = |progress: &'_ Progress| matches!(progress, Progress::Done(Assigned::Volume(it)) if !it.removed);
+        let held = self.running.iter().flat_map(|running| running.world.held.values());
+        held.filter(move |progress| done(progress)).filter_map(|progress| match progress.object() {
+            Assigned::Volume(volume) => Some(volume),
+            _ => None,
+        })
+    }
+
     /// Volumes that clients reach now.
     pub fn served(&self) -> BTreeSet<VolumeId> {
-        let done = |progress: &crate::reconcile::Progress| match (progress, progress.object()) {
-            (crate::reconcile::Progress::Done(_), Assigned::Volume(volume)) if !volume.removed => Some(volume.id),
-            _ => None,
+        let is_kept = |volume: &&VolumeAssignment| match volume.moving.as_deref() {
+            Some(Moving::Leaving { .. }) => self.planted != Planted::ServeLeaving,
+            Some(Moving::Arriving { .. } | Moving::Left { .. }) => true,
+            None => false,
         };
-        self.running.iter().flat_map(|running| running.world.held.values().filter_map(done)).collect()
+        self.done().filter(|volume| !is_kept(volume)).map(|volume| volume.id).collect()
+    }
+
+    /// Volumes that nobody uses since they are being moved, with their bytes.
+    pub fn held_for_copies(&self) -> impl Iterator<Item = (VolumeId, u64)> {
+        let leaving = self.done().filter(|it| matches!(it.moving.as_deref(), Some(Moving::Leaving { .. })));
+        leaving.filter_map(|it| Some((it.id, self.disk.volumes.get(&it.id)?.bytes)))
     }
 
     /// Volumes that anybody may write to.

@@ -3,7 +3,7 @@
 use super::disk::Violation;
 use super::host::Host;
 use super::image::is_as_sealed;
-use super::world::{HOSTS, World};
+use super::world::{MANAGERS, World};
 use crate::model::*;
 use crate::store::{Batch, Event, Place};
 use std::collections::BTreeSet;
@@ -30,6 +30,8 @@ pub struct Deeds {
     pub given_up: usize,
     /// Images that volumes can be made of, at the end.
     pub images: usize,
+    /// Volumes whose copies have taken their places.
+    pub moved: usize,
 }
 
 impl World {
@@ -55,6 +57,7 @@ impl World {
             drained: self.drained,
             given_up: self.orphans.len(),
             images: self.truth.images.values().filter(|image| image.value.is_whole()).count(),
+            moved: self.moves.ended.len(),
         }
     }
 
@@ -91,6 +94,9 @@ impl World {
             }
         }
         for place in touched {
+            if let Place::Volume(id) = place {
+                self.note_move(id)?;
+            }
             match place {
                 Place::Volume(id) if self.truth.get::<Volume>(id).is_some_and(|it| it.meta.is_removed()) => {
                     self.buried.volumes.insert(id);
@@ -148,7 +154,7 @@ impl World {
         Ok(())
     }
 
-    fn is_given_up(&self, service: ServiceId) -> bool {
+    pub(super) fn is_given_up(&self, service: ServiceId) -> bool {
         self.truth.get::<Service>(service).is_none_or(|it| it.meta.is_removed())
     }
 
@@ -206,8 +212,8 @@ impl World {
                 return Some(format!("volume {id} is on disk and nowhere else"));
             }
         }
-        let members = HOSTS + 1 - self.orphans.len();
-        (self.store.leases() > members).then(|| format!("{} leases are left", self.store.leases()))
+        // Each manager's, and the leader's.
+        (self.store.leases() > MANAGERS + 1).then(|| format!("{} leases are left", self.store.leases()))
     }
 
     /// Whether its bytes can never come, since they are, or come from, what somebody took away.
@@ -235,7 +241,8 @@ impl World {
             return volume.status.phase == Phase::Failed;
         }
         let Some(held) = host.disk.volumes.get(&id) else {
-            return !volume.meta.is_removed() && volume.spec.source.is_some_and(|of| self.waits_for_lost(of));
+            let of = volume.spec.source.or(volume.predecessor().map(Source::Volume));
+            return !volume.meta.is_removed() && of.is_some_and(|of| self.waits_for_lost(of));
         };
         if volume.spec.image.as_ref().is_some_and(|tie| !is_as_sealed(tie, held.bytes, None)) {
             return volume.status.phase == Phase::Failed;

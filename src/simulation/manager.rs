@@ -3,12 +3,16 @@
 
 use super::Planted;
 use super::store::{Store, Time};
-use crate::manager::inside::{Draft, Refusal, View, admit_session, mark_down, take_reports};
+use crate::manager::inside::{
+    Ask, Draft, Refusal, Sessions, View, admit_session, advance_move, close_sessions, draining, due_moves, empty_one,
+    has_next, mark_down, take_reports,
+};
 use crate::model::*;
 use crate::session::{Downward, ManagerAction, ManagerEvent, ManagerSide, Upward, Welcome};
 use crate::store::{Commit, Compare, Key, LeaseId, Op, Revision, Txn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 /// Milliseconds without a renewal.
 pub const LEASE: Time = 4000;
@@ -19,7 +23,15 @@ const ATTEMPTS: usize = 3;
 /// One session's end here.
 pub struct Held {
     core: ManagerSide,
-    open: Option<(SessionId, LeaseId)>,
+    open: Option<Open>,
+}
+
+struct Open {
+    session: SessionId,
+    /// When the service was last heard of.
+    heard: Instant,
+    /// As long as it is there, the session counts as open.
+    _asks: mpsc::Receiver<Ask>,
 }
 
 pub struct Manager {
@@ -31,6 +43,10 @@ pub struct Manager {
     pub stalled: bool,
     pub is_up: bool,
     pub sessions: BTreeMap<ServiceId, Held>,
+    /// What it knows of which are open, and which are over.
+    known: Sessions,
+    /// The lease that all of them hang on.
+    lifeline: Option<LeaseId>,
     /// The revision that made it the leader, and the lease it is the leader by.
     term: Option<(Revision, LeaseId)>,
     planted: Planted,
@@ -62,8 +78,19 @@ pub type Says = Vec<(ServiceId, Downward)>;
 
 impl Manager {
     pub fn new(id: ServiceId, planted: Planted) -> Self {
-        let (view, sessions) = (View::default(), BTreeMap::new());
-        Self { id, view, applied: 0, stalled: false, is_up: false, sessions, term: None, planted }
+        let (view, sessions, known) = (View::default(), BTreeMap::new(), Sessions::default());
+        Self {
+            id,
+            view,
+            applied: 0,
+            stalled: false,
+            is_up: false,
+            sessions,
+            known,
+            lifeline: None,
+            term: None,
+            planted,
+        }
     }
 
     pub fn start(&mut self, store: &Store) {
@@ -74,6 +101,7 @@ impl Manager {
     pub fn crash(&mut self) {
         self.is_up = false;
         self.sessions.clear();
+        (self.known, self.lifeline) = (Sessions::default(), None);
     }
 
     /// Takes the next commits over, up to so many; sessions that are concerned look again.
@@ -98,12 +126,12 @@ impl Manager {
     }
 
     fn look_again(&mut self, now: &mut Now<'_>, service: ServiceId) -> Says {
-        let Some((session, _)) = self.sessions.get(&service).and_then(|held| held.open) else { return Says::new() };
+        let Some(session) = self.open_session(service) else { return Says::new() };
         if self.view.get::<Service>(service).is_some_and(|it| it.meta.is_removed()) {
             return self.tell(now, service, ManagerEvent::Removed);
         }
         if self.view.get::<Session>(service).is_none_or(|seen| seen.id != session) {
-            self.sessions.remove(&service);
+            self.part(service, false);
             return Says::new();
         }
         let set = self.view.assignments(service);
@@ -135,8 +163,40 @@ impl Manager {
         (Err(Refusal::Busy), says)
     }
 
+    fn open_session(&self, service: ServiceId) -> Option<SessionId> {
+        Some(self.sessions.get(&service)?.open.as_ref()?.session)
+    }
+
+    /// A session ends here; for the store, too, `release` or a lease after it was last heard of.
+    fn part(&mut self, service: ServiceId, release: bool) {
+        if let Some(Open { session, heard, _asks }) = self.sessions.remove(&service).and_then(|held| held.open) {
+            let stays = if release { Duration::ZERO } else { Duration::from_millis(LEASE) };
+            self.known.close(service, session, heard + stays);
+        }
+    }
+
+    /// Renews the lease that the sessions hang on, and tells the store which of them are over: as `manager::lifeline` does.
+    pub fn keep(&mut self, now: &mut Now<'_>) -> Says {
+        if !self.is_up {
+            return Says::new();
+        }
+        if self.lifeline.is_some_and(|lease| !now.store.keep_alive(lease, now.time)) {
+            self.lifeline = None;
+            let all: Vec<ServiceId> = self.sessions.keys().copied().collect();
+            all.into_iter().for_each(|service| self.part(service, false));
+        }
+        let shown = self.view.sessions.values().map(|session| &*session.value);
+        let shown: Vec<_> =
+            shown.filter(|session| session.manager == self.id).map(|session| (session.service, session.id)).collect();
+        let mut over = self.known.over(&shown, Duration::from_millis(LEASE), now.instant);
+        // A seed has one world.
+        over.sort_unstable();
+        if over.is_empty() { Says::new() } else { self.write(now, |draft| close_sessions(draft, &over)).1 }
+    }
+
     /// A service has dialled: what it says first comes later.
     pub fn answer(&mut self, service: ServiceId, now: &Now<'_>) {
+        self.part(service, false);
         self.sessions.insert(service, Held { core: ManagerSide::new(now.instant), open: None });
     }
 
@@ -162,29 +222,21 @@ impl Manager {
                         events.push(event);
                     }
                     ManagerAction::Heard => {
-                        let lease = self.sessions.get(&service).and_then(|held| held.open);
-                        if lease.is_some_and(|(_, lease)| !now.store.keep_alive(lease, now.time)) {
-                            self.sessions.remove(&service);
+                        if let Some(open) = self.sessions.get_mut(&service).and_then(|held| held.open.as_mut()) {
+                            open.heard = now.instant;
                         }
                     }
                     ManagerAction::Commit { sequence, reports } => {
-                        let Some((session, _)) = self.sessions.get(&service).and_then(|held| held.open) else {
-                            continue;
-                        };
+                        let Some(session) = self.open_session(service) else { continue };
                         let (taken, more) = self.write(now, |draft| take_reports(draft, service, session, &reports));
                         says.extend(more);
                         match taken {
                             Ok(()) => events.push(ManagerEvent::Committed { sequence }),
-                            Err(_) => drop(self.sessions.remove(&service)),
+                            Err(_) => self.part(service, false),
                         }
                     }
                     ManagerAction::Answer { .. } => {}
-                    ManagerAction::End { release, .. } => {
-                        let open = self.sessions.remove(&service).and_then(|held| held.open);
-                        if let (Some((_, lease)), true) = (open, release) {
-                            now.store.revoke(lease);
-                        }
-                    }
+                    ManagerAction::End { release, .. } => self.part(service, release),
                 }
             }
         }
@@ -204,7 +256,7 @@ impl Manager {
         if self.view.revision < entry.revision {
             return (refused("the view is behind the store"), Says::new());
         }
-        let lease = now.store.grant(LEASE, now.time);
+        let lease = *self.lifeline.get_or_insert_with(|| now.store.grant(LEASE, now.time));
         let id = SessionId::from_bytes(now.fresh());
         let session = Session { id, service, manager: self.id, since: now.timestamp() };
         let (admitted, says) = self.write(now, |draft| admit_session(draft, &session, greeting, lease));
@@ -217,7 +269,7 @@ impl Manager {
             return (refused("the view is behind the store"), says);
         }
         if let Some(held) = self.sessions.get_mut(&service) {
-            held.open = Some((id, lease));
+            held.open = Some(Open { session: id, heard: now.instant, _asks: self.known.open(service, id) });
         }
         let welcome = Welcome {
             session: id,
@@ -230,7 +282,8 @@ impl Manager {
         (ManagerEvent::Admitted { welcome, assignments, partial }, says)
     }
 
-    /// What falls to one of several: the office is taken where it is free, and services without a lease are noted.
+    /// What falls to one of several: the office is taken where it is free, services without a lease are noted, and moves are
+    /// led on.
     pub fn lead(&mut self, now: &mut Now<'_>) -> Says {
         let mine = self.term.filter(|(_, lease)| now.store.keep_alive(*lease, now.time));
         self.term = mine.or_else(|| self.campaign(now));
@@ -247,6 +300,34 @@ impl Manager {
                 mark_down(draft, &author, id)
             });
             says.extend(more);
+        }
+        says.extend(self.lead_moves(now, &author, began));
+        says
+    }
+
+    /// As `manager::moves` does.
+    fn lead_moves(&mut self, now: &mut Now<'_>, author: &Author, began: Revision) -> Says {
+        let mut says = Says::new();
+        let in_office = Compare::Unchanged(Key::leader(), began);
+        for end in due_moves(&self.view) {
+            let (_, more) = self.write(now, |draft| {
+                draft.require(in_office.clone());
+                advance_move(draft, author, end)
+            });
+            says.extend(more);
+        }
+        for service in draining(&self.view) {
+            let draft = Draft::new(&self.view, now.timestamp(), EventId::from_bytes(now.fresh()));
+            let has_next = has_next(&draft, service);
+            drop(draft);
+            if has_next {
+                let copy = VolumeId::from_bytes(now.fresh());
+                let (_, more) = self.write(now, |draft| {
+                    draft.require(in_office.clone());
+                    empty_one(draft, author, service, copy)
+                });
+                says.extend(more);
+            }
         }
         says
     }
@@ -269,6 +350,6 @@ impl Manager {
 
     /// The service hung up.
     pub fn lose(&mut self, service: ServiceId) {
-        self.sessions.remove(&service);
+        self.part(service, false);
     }
 }

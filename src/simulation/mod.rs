@@ -5,9 +5,10 @@
 //!
 //! After every step the invariants of the crate's front page are looked at: data are destroyed only by their tombstone, no
 //! device goes back to an older generation, what was made once is never made anew, nobody stops serving what is assigned,
-//! copies, snapshots and volumes of images have the bytes that they are of and volumes are put back once, nobody is let in who was detached,
-//! nothing new comes to a host that is being emptied, what is on a host that was given up stays there, promises and names
-//! add up; and once everything is healed, everything comes to rest as it was asked for.
+//! copies, snapshots and volumes of images have the bytes that they are of and volumes are put back once, a volume that
+//! moves keeps its bytes and is served in one place at the most, nobody is let in who was detached, nothing new comes to a
+//! host that is being emptied, what is on a host that was given up stays there, promises and names add up; and once
+//! everything is healed, everything comes to rest as it was asked for.
 //!
 //! `SYMPHONY_SIMULATION_SEEDS` says how many worlds live, `SYMPHONY_SIMULATION_SEED` which is the first.
 //!
@@ -19,6 +20,7 @@ mod host;
 mod image;
 mod judge;
 mod manager;
+mod moving;
 mod operator;
 mod store;
 mod world;
@@ -66,6 +68,10 @@ pub enum Planted {
     FillAnything,
     /// Managers place volumes on services that are being drained.
     PlaceAnywhere,
+    /// Services let clients go on with what is being moved.
+    ServeLeaving,
+    /// Services fill copies of what is moved with something else.
+    FetchAnything,
 }
 
 /// A block service that has joined.
@@ -121,13 +127,13 @@ fn a_seed_has_one_world() {
 
 #[test]
 fn a_world_is_full_of_deeds() {
-    const WORLDS: usize = 30;
+    const WORLDS: usize = 60;
     let mut all = Deeds::default();
     for seed in 0..WORLDS as u64 {
         let mut world = World::new(seed, Planted::Nothing);
         world.live().expect("no violation");
         let Deeds { commits, sessions, buried, lost, written, changed, .. } = world.deeds();
-        let Deeds { taken, copied, put_back, detached, drained, given_up, images, .. } = world.deeds();
+        let Deeds { taken, copied, put_back, detached, drained, given_up, images, moved, .. } = world.deeds();
         all.commits += commits;
         all.sessions += sessions;
         all.buried += buried;
@@ -141,20 +147,22 @@ fn a_world_is_full_of_deeds() {
         all.drained += drained;
         all.given_up += given_up;
         all.images += images;
+        all.moved += moved;
     }
-    let enough = all.commits > 60 * WORLDS
+    let enough = all.commits > 50 * WORLDS
         && all.sessions > 4 * WORLDS
         && all.buried > WORLDS
         && all.lost > 0
         && all.written > WORLDS
         && all.changed > WORLDS
-        && all.taken > WORLDS
-        && all.copied > WORLDS / 5
+        && all.taken > WORLDS / 2
+        && all.copied > WORLDS / 8
         && all.put_back > 0
-        && all.detached > WORLDS / 4
+        && all.detached > WORLDS / 8
         && all.drained > 0
         && all.given_up > 0
-        && all.images > WORLDS / 10;
+        && all.images > 0
+        && all.moved > WORLDS / 5;
     assert!(enough, "{all:?}");
 }
 
@@ -239,4 +247,14 @@ fn an_image_of_other_bytes_than_its_seal_is_found() {
 #[test]
 fn a_volume_of_other_bytes_than_its_image_is_found() {
     assert!(is_found_as(Planted::FillAnything, "and has other bytes than that:"));
+}
+
+#[test]
+fn a_volume_that_is_written_to_while_it_is_copied_is_found() {
+    assert!(is_found_as(Planted::ServeLeaving, "has moved, and has"));
+}
+
+#[test]
+fn a_copy_of_other_bytes_than_the_volume_that_moves_is_found() {
+    assert!(is_found_as(Planted::FetchAnything, "has moved, and has"));
 }

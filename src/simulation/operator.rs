@@ -3,9 +3,9 @@
 use super::Planted;
 use super::world::{HOSTS, World, somebody};
 use crate::manager::inside::{
-    Access, LimitChanges, Origin, Refusal, WantedSnapshot, WantedVolume, attach_volume, create_snapshots,
-    create_volume, detach_volume, drain_service, limit_volume, remove_service, remove_snapshot, remove_volume,
-    resize_volume, revert_volume,
+    Access, LimitChanges, Origin, Refusal, WantedSnapshot, WantedVolume, attach_volume, cancel_move, create_snapshots,
+    create_volume, detach_volume, drain_service, limit_volume, move_volume, remove_service, remove_snapshot,
+    remove_volume, resize_volume, revert_volume,
 };
 use crate::model::*;
 
@@ -54,7 +54,7 @@ impl World {
             return;
         }
         let volume = self.one_of('v', VOLUMES);
-        let asked = match self.random.u8(..50) {
+        let asked = match self.random.u8(..55) {
             0..8 => self.ask_for_a_volume(manager, &volume, None),
             8 | 9 => match self.snapshot_seen(manager) {
                 Some((snapshot, _)) => self.ask_for_a_volume(manager, &volume, Some(Origin::Snapshot(snapshot))),
@@ -101,7 +101,9 @@ impl World {
                 self.ask_for_a_volume(manager, &volume, Some(Origin::Image { reference, base }))
             }
             48 => self.ask_for_an_end(manager),
-            _ => self.give_up(manager),
+            49 => self.give_up(manager),
+            50..54 => self.ask_for_a_move(manager),
+            54.. => self.write(manager, |draft| cancel_move(draft, &somebody(), &volume).map(drop)),
         };
         drop(asked);
     }
@@ -120,6 +122,16 @@ impl World {
             }
             create_volume(draft, &somebody(), id, &name, &wanted).map(drop)
         })
+    }
+
+    /// Of something that a manager shows as served, to the other pool.
+    fn ask_for_a_move(&mut self, manager: usize) -> Result<(), Refusal> {
+        let shown = self.managers[manager].view.volumes.values().map(|it| &it.value);
+        let shown = shown.filter(|it| it.status.phase == Phase::Ready && !it.is_hidden());
+        let all: Vec<_> = shown.map(|it| (it.meta.name.to_string(), it.is_on(self.hosts[0].id))).collect();
+        let Some((volume, on_the_first)) = self.random.choice(all) else { return Ok(()) };
+        let (pool, copy) = (if on_the_first { "p1" } else { "p0" }, VolumeId::from_bytes(self.fresh()));
+        self.write(manager, |draft| move_volume(draft, &somebody(), &volume, pool, copy).map(drop))
     }
 
     fn ask_for_a_snapshot(&mut self, manager: usize, volume: String) -> Result<(), Refusal> {

@@ -3,6 +3,7 @@
 use super::disk::{Buried, News, Violation};
 use super::host::Host;
 use super::manager::{LEASE, Manager, Now, Says};
+use super::moving::Moves;
 use super::store::{Store, Time};
 use super::{Planted, operator, record};
 use crate::manager::inside::{Draft, Findings, Refusal, View, check_state, create_pool, join_service};
@@ -11,7 +12,7 @@ use crate::session::{Downward, ServiceEvent, Step, Upward};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-const MANAGERS: usize = 3;
+pub(super) const MANAGERS: usize = 3;
 pub(super) const HOSTS: usize = 2;
 /// Things that happen before everything is healed.
 const EVENTS: usize = 1500;
@@ -56,6 +57,7 @@ pub struct World {
     /// Services that were taken out, and the volumes on their disks then.
     pub(super) orphans: BTreeMap<ServiceId, BTreeSet<VolumeId>>,
     pub(super) drained: usize,
+    pub(super) moves: Moves,
     checked: usize,
     /// What a manager would see that never lags.
     pub(super) truth: View,
@@ -93,6 +95,7 @@ impl World {
             closed: BTreeSet::new(),
             orphans: BTreeMap::new(),
             drained: 0,
+            moves: Moves::default(),
             checked: 0,
             truth: View::default(),
         };
@@ -325,6 +328,7 @@ impl World {
             }
         }
         let choice = self.random.usize(..64);
+        self.hand_over_to(host);
         let says = self.hosts[host].work(choice, &self.buried, instant, works)?;
         self.post_up(host, says);
         let news = std::mem::take(&mut self.hosts[host].disk.news);
@@ -398,6 +402,8 @@ impl World {
         let (id, instant) = (self.hosts[host].id, self.instant());
         let says = self.with_manager(manager, |it, now| it.tick(now, id));
         self.post(manager, says);
+        let says = self.with_manager(manager, Manager::keep);
+        self.post(manager, says);
         let says = self.hosts[host].hear(ServiceEvent::Tick, instant);
         self.post_up(host, says);
     }
@@ -424,6 +430,7 @@ impl World {
         }
         self.look_at_hosts()?;
         self.look_at_images()?;
+        self.look_at_moves()?;
         let mut findings = Findings::default();
         check_state(&self.truth, &mut findings);
         match findings.faults.first() {
@@ -455,6 +462,8 @@ impl World {
             self.post(manager, says);
             self.lead(manager);
         }
+        // Before anybody acts on what was committed.
+        self.look()?;
         for host in 0..HOSTS {
             for manager in 0..MANAGERS {
                 self.tick(manager, host);
