@@ -118,11 +118,11 @@ impl Fleet {
         Ok(took)
     }
 
-    /// Starts one more service, kills it, and takes the time until it is down.
-    pub async fn lose_one_service(&mut self) -> Result<Duration> {
+    /// Starts one more service, kills it, and takes the time until it is down. `name` is new each time.
+    pub async fn lose_one_service(&mut self, name: &str) -> Result<Duration> {
         let mut control = self.control().await?;
         let before: Vec<ServiceId> = services_of(&mut control).await?.iter().map(|it| it.meta.id).collect();
-        let mut process = self.start_services("lost", 1)?;
+        let mut process = self.start_services(name, 1)?;
         let fresh = |it: &&Service| !before.contains(&it.meta.id) && is_ready(it);
         let services = wait_for(&mut control, "one more", |services| services.iter().any(|it| fresh(&it))).await?;
         let lost = services.iter().find(fresh).context("it is gone again")?.meta.id;
