@@ -39,6 +39,10 @@ fn lose_the_quorum(arena: &mut Arena, scene: &Scene, random: &mut fastrand::Rng)
     let service = made["status"]["placement"][0]["service"].as_str().expect("a service");
     let uri = format!("nbd+unix:///{name}?socket={}", scene.reach.nbd[service].display());
     let mut connection = client(&uri).expect("a connection");
+    for manager in managers {
+        // What one does not show before cannot be asked of it afterwards.
+        until("every manager to show it", || json(manager, &format!("volume get {name}")));
+    }
     arena.lose_members(&gone);
     for manager in managers {
         until("a manager to say that it is behind", || {

@@ -75,8 +75,11 @@ pub fn until_seen(control: &Control, what: &str, line: &str, pleases: impl Fn(&V
     let last = std::cell::RefCell::new(Value::Null);
     let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         until(what, || {
-            let seen = json(control, line)?;
-            let enough = pleases(&seen);
+            let outcome = control.run(&format!("{line} -o json"));
+            assert!(!outcome.stderr.contains("panicked"), "{outcome:?}");
+            let said = String::from_utf8_lossy(&outcome.stdout).into_owned() + &outcome.stderr;
+            let seen = serde_json::from_slice(&outcome.stdout).unwrap_or(Value::String(said));
+            let enough = outcome.code == Some(0) && pleases(&seen);
             *last.borrow_mut() = seen;
             enough.then_some(())
         });
