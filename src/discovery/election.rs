@@ -157,7 +157,10 @@ mod tests {
         let again = back.wait_for(Option::is_some).await.unwrap().unwrap();
         assert!(again.began() > term);
         assert_eq!(*waits.borrow(), None);
-        assert!(matches!(store.keep_alive(lease).await, Err(StoreError::LeaseGone(_))), "the earlier life may do nothing");
+        assert!(
+            matches!(store.keep_alive(lease).await, Err(StoreError::LeaseGone(_))),
+            "the earlier life may do nothing"
+        );
         group.request();
     }
 }
