@@ -240,6 +240,12 @@ impl World {
         if host.disk.lost.contains(&id) {
             return volume.status.phase == Phase::Failed;
         }
+        // What was left stays as long as what has taken its place has not been served.
+        if let Some(Moving::Left { to }) = volume.spec.moving.as_deref()
+            && self.waits_for_lost(Source::Volume(*to))
+        {
+            return !volume.meta.is_removed() && host.disk.volumes.contains_key(&id);
+        }
         let Some(held) = host.disk.volumes.get(&id) else {
             let of = volume.spec.source.or(volume.predecessor().map(Source::Volume));
             return !volume.meta.is_removed() && of.is_some_and(|of| self.waits_for_lost(of));

@@ -213,7 +213,15 @@ impl Store for EtcdStore {
     async fn commit(&self, txn: Txn) -> Result<Commit, StoreError> {
         txn.check()?;
         let compares: Vec<_> = txn.compares.iter().map(|compare| self.compare(compare)).collect();
-        let ops: Vec<_> = txn.ops.iter().map(|op| self.op(op)).collect();
+        let mut ops: Vec<_> = txn.ops.iter().map(|op| self.op(op)).collect();
+        // etcd has what changes nothing answered by the member that was asked, which may be behind, if nothing in it is a
+        // read that may not be (`isTxnSerializable` in its `v3_server.go`).
+        if ops.is_empty()
+            && let Some(compare) = txn.compares.first()
+        {
+            let read = GetOptions::new().with_count_only();
+            ops.push(etcd_client::TxnOp::get(self.keyspace.bytes(compare.key()), Some(read)));
+        }
         let request = etcd_client::Txn::new().when(compares).and_then(ops);
         let send = |mut endpoint: Endpoint| {
             let request = request.clone();

@@ -113,6 +113,27 @@ async fn without_a_quorum_everything_says_so_and_comes_back_by_itself() {
     commit_at_last(&store, "/after").await;
 }
 
+/// etcd answers a transaction that changes nothing from the member that is asked, as it remembers things, unless it reads
+/// something that is not to be of the past.
+#[tokio::test]
+async fn what_is_only_compared_is_as_the_quorum_has_it() {
+    let etcd = Etcd::start(3).await;
+    let options = EtcdOptions { request_timeout: Duration::from_secs(2), ..EtcdOptions::default() };
+    let one = EtcdStore::connect(&etcd.endpoints()[2..], options).await.expect("connect");
+    let revision = commit_at_last(&one, "/k").await;
+    let unchanged = || Txn { compares: vec![Compare::Unchanged(Key::raw("/k"), revision)], ops: Vec::new() };
+    assert!(matches!(one.commit(unchanged()).await, Ok(Commit::Done(_))));
+    etcd.pause(0);
+    etcd.pause(1);
+    // It takes a while until this member knows that it is alone.
+    let told = one.commit(unchanged()).await;
+    etcd.resume(0);
+    etcd.resume(1);
+    assert!(is_unavailable(&told), "{told:?}");
+    commit_at_last(&one, "/k").await;
+    assert_eq!(one.commit(unchanged()).await, Ok(Commit::Conflict));
+}
+
 /// A watcher that watches again from where it was sees every acknowledged revision, and each batch once, while two of
 /// three members are killed and come back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
