@@ -105,9 +105,9 @@ async fn a_user_signs_in_and_signs_in_again_when_etcd_has_forgotten() {
     assert!(error.to_string().contains("authentication failed"), "{error}");
     assert!(connect(&etcd, EtcdAccess::default()).await.is_err(), "nobody gets in without a name");
 
-    // A member that is down is no obstacle to signing in at the others.
+    // A member that is down is no obstacle to signing in at the others, once these have a leader again.
     etcd.kill(0);
-    let store = connect(&etcd, user("hunter2")).await.expect("the password gets in");
+    let store = EtcdStore::connect(&etcd.endpoints(), patient()).await.expect("the password gets in");
     assert!(matches!(store.commit(write("/a")).await, Ok(Commit::Done(_))));
     etcd.restart(0);
     wait_for_member(&etcd, 0).await;
@@ -132,7 +132,10 @@ async fn a_user_signs_in_and_signs_in_again_when_etcd_has_forgotten() {
 /// Until the member answers those who sign in.
 async fn wait_for_member(etcd: &Etcd, place: usize) {
     let endpoint = etcd.endpoints().swap_remove(place);
-    let options =
-        EtcdOptions { access: user("hunter2"), connect_timeout: Duration::from_secs(60), ..EtcdOptions::default() };
-    EtcdStore::connect(&[endpoint], options).await.expect("the member comes back");
+    EtcdStore::connect(&[endpoint], patient()).await.expect("the member comes back");
+}
+
+/// For one who may sign in, if he waits long enough.
+fn patient() -> EtcdOptions {
+    EtcdOptions { access: user("hunter2"), connect_timeout: Duration::from_secs(60), ..EtcdOptions::default() }
 }
