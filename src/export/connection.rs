@@ -60,6 +60,11 @@ fn serve(
     let Negotiated { export, description, headers, contexts } = negotiated;
     let ExportDescription { name, read_only, minimum_block, .. } = description;
     let terms = Terms { read_only, headers, contexts, minimum_block };
+    if contexts.any()
+        && let Some(io) = export.io()
+    {
+        io.expect_questions();
+    }
     let stage = if matches!(line, Line::Plain(_)) && shared.engine.parts() { Stage::Engine } else { Stage::Alone };
     registered.enter(stage, &name);
     // Who was told to end was not yet among those who have to hear it.

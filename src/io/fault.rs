@@ -285,6 +285,10 @@ impl BlockIo for FaultIo {
         self.below.prefetch(offset, length)
     }
 
+    fn expect_questions(&self) {
+        self.below.expect_questions();
+    }
+
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
         self.meet(Operation::Extents, offset, length)?;
         self.below.extents(offset, length, limit)

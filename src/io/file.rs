@@ -1,9 +1,10 @@
-//! [`BlockIo`] over a regular file or a block device, through the page cache; engines may go around it.
+//! [`BlockIo`] over a regular file, through the page cache, or a block device, around it. Engines may go around it always.
 //!
 //! Limitations: on a block device space is given back only where zeros are certain afterwards: where the kernel promises
-//! them (`FALLOC_FL_PUNCH_HOLE`), and whole chunks of thin volumes (`BLKDISCARD`).
+//! them (`FALLOC_FL_PUNCH_HOLE`), and whole chunks of thin volumes (`BLKDISCARD`). No block device tells its holes: those of
+//! a thin volume are told by an [`Allocation`], all others are data.
 
-use super::{BlockIo, Extent, RawFile, check_range, push_extent};
+use super::{Allocation, BlockIo, ChunkMap, Extent, RawFile, check_range, push_extent};
 use crate::host::block_device::discard;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
@@ -12,13 +13,18 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Zeros for media that cannot zero by themselves, in bytes.
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
 /// Block devices zero and discard whole logical blocks only; none in use has larger ones.
 const DEVICE_BLOCK: u64 = 4096;
+
+/// What a device zeroes or discards at once, in bytes, while nobody can change parts of blocks: they wait no longer than that
+/// takes. A multiple of every block.
+const PIECE: u64 = 16 << 20;
 
 /// A file or block device. All connections to a volume share one, so that a flush by any covers the writes of all.
 #[derive(Debug)]
@@ -64,6 +70,32 @@ impl FileIo {
         Ok(Self { size: AtomicU64::new(size), part: true, chunk: chunk.filter(|_| whole.device), ..whole })
     }
 
+    /// With somebody who is asked for maps of its holes, which it cannot tell itself. `chunk` is what the maps tell apart at
+    /// best, in bytes; `ask` must not wait.
+    #[must_use]
+    pub fn mapped_by(self, chunk: u64, ask: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { raw: self.raw.with(Allocation::new(chunk, ask)), ..self }
+    }
+
+    /// What is known of its holes, where it cannot tell itself.
+    pub fn allocation(&self) -> Option<&Allocation> {
+        self.raw.allocation()
+    }
+
+    /// Begins a map of what is occupied, and sees to it that whoever looks below sees all that was written before it;
+    /// `None` where there is nobody to make one, or where writes in flight did not end in time, which no write waits for.
+    ///
+    /// # Errors
+    /// As [`BlockIo::flush`].
+    pub fn begin_map(&self, deadline: Instant) -> io::Result<Option<Arc<ChunkMap>>> {
+        let (Some(allocation), Some(alone)) = (self.allocation(), self.raw.writes().shut_by(deadline)) else {
+            return Ok(None);
+        };
+        let map = allocation.begin(self.size());
+        drop(alone);
+        self.flush().map(|()| Some(map))
+    }
+
     /// A regular file that is treated as if it were a block device.
     #[cfg(test)]
     pub(super) fn as_device(file: File) -> io::Result<Self> {
@@ -82,7 +114,11 @@ impl FileIo {
             if length < size {
                 return Err(too_short(length, size));
             }
-            self.size.fetch_max(size, Ordering::SeqCst);
+            if self.size.fetch_max(size, Ordering::SeqCst) < size
+                && let Some(allocation) = self.allocation()
+            {
+                allocation.forget();
+            }
             return Ok(());
         }
         if !self.device && observe_size(self.file())? < size {
@@ -115,7 +151,9 @@ impl FileIo {
         if self.raw.write_around(buffer, offset)? {
             return Ok(());
         }
-        let _alone = self.raw.direct().is_some().then(|| self.raw.writes().shut());
+        let shared = self.raw.direct().is_some() || self.allocation().is_some();
+        let _alone = shared.then(|| self.raw.writes().shut());
+        self.raw.mark(offset, buffer.len() as u64);
         self.file().write_all_at(buffer, offset)
     }
 
@@ -125,6 +163,21 @@ impl FileIo {
 
     /// Says whether the file system or device could do it; `Ok(false)` is for the caller to do otherwise.
     fn try_fallocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> io::Result<bool> {
+        // A file system sees to it that nobody is in the way, and needs no longer for more.
+        let most = if self.device { PIECE } else { length };
+        for (offset, length) in pieces(offset, offset + length, most) {
+            let _pass = match flags {
+                FallocateFlags::FALLOC_FL_PUNCH_HOLE => self.raw.writes().wait_in(),
+                _ => self.raw.wait_to_change(offset, length),
+            };
+            if !self.fallocate(flags, offset, length)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn fallocate(&self, flags: FallocateFlags, offset: u64, length: u64) -> io::Result<bool> {
         let (Ok(start), Ok(count)) = (i64::try_from(offset), i64::try_from(length)) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -144,7 +197,17 @@ impl FileIo {
     fn discard_chunks(&self, chunk: u64, start: u64, end: u64) -> io::Result<Option<(u64, u64)>> {
         let first = start.div_ceil(chunk).saturating_mul(chunk).min(end);
         let last = (end - end % chunk).max(first);
-        let done = first == last || discard(self.file(), first, last - first)?;
+        let mut done = true;
+        for (offset, length) in pieces(first, last, PIECE.next_multiple_of(chunk)) {
+            let _pass = self.raw.writes().wait_in();
+            done = discard(self.file(), offset, length)?;
+            if !done {
+                break;
+            }
+        }
+        if let Some(allocation) = self.allocation() {
+            allocation.outdate();
+        }
         Ok(done.then_some((first, last)))
     }
 
@@ -230,7 +293,7 @@ impl BlockIo for FileIo {
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.check(offset, buffer.len() as u64)?;
-        self.file().read_exact_at(buffer, offset)
+        if self.raw.read_around(buffer, offset)? { Ok(()) } else { self.file().read_exact_at(buffer, offset) }
     }
 
     fn write(&self, buffer: &[u8], offset: u64, fua: bool) -> io::Result<()> {
@@ -267,6 +330,9 @@ impl BlockIo for FileIo {
 
     fn prefetch(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check(offset, length)?;
+        if self.raw.is_around() {
+            return Ok(());
+        }
         let (Ok(start), Ok(count)) = (i64::try_from(offset), i64::try_from(length)) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -277,8 +343,17 @@ impl BlockIo for FileIo {
         Some(&self.raw)
     }
 
+    fn expect_questions(&self) {
+        if let Some(allocation) = self.allocation() {
+            allocation.prepare();
+        }
+    }
+
     fn extents(&self, offset: u64, length: u64, limit: usize) -> io::Result<Vec<Extent>> {
         self.check(offset, length)?;
+        if let Some(allocation) = self.allocation() {
+            return Ok(allocation.extents(offset, length, limit));
+        }
         let end = offset + length;
         let mut extents = Vec::new();
         let mut position = offset;
@@ -302,6 +377,15 @@ impl BlockIo for FileIo {
     }
 }
 
+/// Takes a range apart: offsets and lengths of at most so many bytes each.
+fn pieces(start: u64, end: u64, most: u64) -> impl Iterator<Item = (u64, u64)> {
+    let step = most.max(1);
+    (0..(end - start).div_ceil(step)).map(move |number| {
+        let from = start + number * step;
+        (from, step.min(end - from))
+    })
+}
+
 fn too_short(length: u64, size: u64) -> io::Error {
     let text = format!("the device has {length} bytes, {size} were asked for");
     io::Error::new(io::ErrorKind::InvalidInput, text)
@@ -318,24 +402,4 @@ fn observe_size(file: &File) -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_part_of_a_file_is_all_that_its_users_see_until_it_grows() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(8192).unwrap();
-        let io = FileIo::within(file.try_clone().unwrap(), 1024, Some(65536)).unwrap();
-        assert_eq!((io.size(), io.refresh_size().unwrap()), (1024, 1024));
-        assert!(io.write(b"x", 1024, false).is_err());
-        io.grow(4096).unwrap();
-        io.grow(512).unwrap();
-        assert_eq!(io.size(), 4096);
-        io.write(&[7; 4096], 0, false).unwrap();
-        io.trim(0, 4096).unwrap();
-        io.zero(0, 4096, true).unwrap();
-        assert_eq!(file.metadata().unwrap().len(), 8192, "the file keeps its own length");
-        assert_eq!(io.grow(8193).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        assert!(FileIo::within(file, 8193, None).is_err());
-    }
-}
+mod tests;

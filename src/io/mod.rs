@@ -6,6 +6,7 @@
 //!
 //! Never here: protocols, names, assignments. Every call blocks; the data threads own their connections.
 
+mod allocation;
 mod cached;
 pub mod crash;
 mod fault;
@@ -16,6 +17,7 @@ mod memory;
 mod raw;
 mod sync;
 
+pub use allocation::{Allocation, ChunkMap};
 pub use fault::{Effect, Fault, FaultIo, Gate, Operation, Performed};
 pub use file::FileIo;
 pub use gate::{Pass, Shut, WriteGate};
@@ -76,6 +78,9 @@ pub trait BlockIo: Send + Sync + 'static {
     fn raw(&self) -> Option<&RawFile> {
         None
     }
+
+    /// Says that somebody is going to ask for [`Self::extents`]: whoever has to find out first may begin. Never waits.
+    fn expect_questions(&self) {}
 
     /// Data and holes of a range, in order, without gaps, starting at `offset` and ending at its end; at most
     /// `limit` extents (one at least), so that the answer may end early. Whoever cannot tell answers one extent of

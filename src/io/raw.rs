@@ -5,18 +5,24 @@
 //! kernel writes back and forgets cached pages that a direct access meets. One thing it cannot do: a write through the
 //! cache while a direct write of the same page is in flight can bring old bytes back, and counts as an I/O error of the
 //! file, which the next flush is told of. Hence the gate: direct writes pass it, writes through the cache shut it.
+//!
+//! A block device is neither read nor written through the cache. A thin volume's pool may have no room for what is written:
+//! that must be refused to who writes it, and the kernel would tell it to who flushes, as a loss. And of a device the kernel
+//! forgets cached pages only before a direct write that nobody waits for, not behind it: who read one meanwhile would leave
+//! old bytes in the cache for good. What is no whole block is read, changed and written by itself.
 
 use super::cached::CacheView;
 use super::sync::SyncOnce;
-use super::{WriteGate, loss};
+use super::{Allocation, Pass, WriteGate, loss};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{FsType, fstatfs};
 use rustix::io::ReadWriteFlags;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::sync::Arc;
 
 /// File systems that live in memory: nothing on them waits for a disk. tmpfs and ramfs.
@@ -24,6 +30,9 @@ const IN_MEMORY: [FsType; 2] = [FsType(0x0102_1994), FsType(0x8584_58f6_u32 as _
 
 /// Memory for direct accesses begins at multiples of this, in bytes; no device asks for more.
 const MEMORY_BLOCK: usize = 4096;
+
+/// Bytes that are copied at once on their way around the page cache; a multiple of every block.
+const BATCH: usize = 1 << 20;
 
 /// A file that bypasses the page cache.
 #[derive(Debug)]
@@ -39,9 +48,13 @@ pub struct RawFile {
     file: File,
     direct: Option<Direct>,
     in_memory: bool,
+    /// Of a block device: nothing goes through the page cache, in or out.
+    around: bool,
     writes: Arc<WriteGate>,
     syncs: SyncOnce,
     cache: CacheView,
+    /// What is known of its holes, where somebody else has to find out.
+    allocation: Option<Allocation>,
 }
 
 impl RawFile {
@@ -51,10 +64,10 @@ impl RawFile {
     /// # Errors
     /// What the system said about the file system.
     pub(super) fn probe(file: File) -> io::Result<Self> {
-        let kind = fstatfs(&file)?.filesystem_type();
-        let in_memory = IN_MEMORY.contains(&kind);
+        let in_memory = is_in_memory(&file)?;
         let direct = if in_memory { None } else { Direct::probe(&file) };
-        Ok(Self::of(file, direct, in_memory))
+        let around = direct.is_some() && file.metadata()?.file_type().is_block_device();
+        Ok(Self { around, ..Self::of(file, direct, in_memory) })
     }
 
     /// Takes the second file for the way around the first one's page cache, whatever it is: for tests of who waits for it.
@@ -63,12 +76,48 @@ impl RawFile {
         Self::of(file, Some(Direct { file: direct, block: 512 }), false)
     }
 
+    /// The same, as if they were handles on a block device.
+    #[cfg(test)]
+    pub fn of_device(file: File, direct: File) -> Self {
+        Self { around: true, ..Self::around(file, direct) }
+    }
+
     fn of(file: File, direct: Option<Direct>, in_memory: bool) -> Self {
         let (writes, syncs, cache) = (WriteGate::new(), SyncOnce::default(), CacheView::new());
         if let Some(error) = loss::noted(&file) {
             syncs.remember(&error);
         }
-        Self { file, direct, in_memory, writes, syncs, cache }
+        Self { file, direct, in_memory, around: false, writes, syncs, cache, allocation: None }
+    }
+
+    pub(super) fn with(self, allocation: Allocation) -> Self {
+        Self { allocation: Some(allocation), ..self }
+    }
+
+    pub(super) fn allocation(&self) -> Option<&Allocation> {
+        self.allocation.as_ref()
+    }
+
+    /// A range is about to be written, by whoever has passed or shut the gate.
+    pub(super) fn mark(&self, offset: u64, length: u64) {
+        if let Some(allocation) = &self.allocation {
+            allocation.mark(offset, length);
+        }
+    }
+
+    /// Goes in to have the medium itself change a range, such as to zero it. Nobody who changes parts of blocks is under way
+    /// meanwhile: they would bring back what they have read before.
+    pub(super) fn wait_to_change(&self, offset: u64, length: u64) -> Pass {
+        let pass = self.writes.wait_in();
+        self.mark(offset, length);
+        pass
+    }
+
+    /// Goes in to write a range around the page cache, unless the gate is shut.
+    pub fn begin_write(&self, offset: u64, length: u64) -> Option<Pass> {
+        let pass = self.writes.enter()?;
+        self.mark(offset, length);
+        Some(pass)
     }
 
     /// Through the page cache.
@@ -106,15 +155,61 @@ impl RawFile {
     /// Writes around the page cache; `false` if that cannot be done, and perhaps some of it has been. Waits while others
     /// have to be alone.
     pub(super) fn write_around(&self, buffer: &[u8], offset: u64) -> io::Result<bool> {
-        let in_place = buffer.as_ptr().addr().is_multiple_of(MEMORY_BLOCK);
-        let fits = |direct: &&Direct| in_place && direct.is_aligned(offset, buffer.len() as u64);
-        let Some(direct) = self.direct.as_ref().filter(fits) else { return Ok(false) };
-        let _pass = self.writes.wait_in();
-        match direct.file.write_all_at(buffer, offset) {
-            Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => Ok(false),
-            Err(error) => Err(error),
+        let Some(direct) = &self.direct else { return Ok(false) };
+        if !direct.takes(buffer, offset) {
+            return if self.around { self.write_blocks_around(direct, buffer, offset) } else { Ok(false) };
         }
+        let _pass = self.wait_to_change(offset, buffer.len() as u64);
+        done(direct.file.write_all_at(buffer, offset))
+    }
+
+    /// The same for what lies anywhere, in memory or on the medium: by way of memory of our own, and alone where blocks are
+    /// changed in part.
+    fn write_blocks_around(&self, direct: &Direct, buffer: &[u8], offset: u64) -> io::Result<bool> {
+        let whole = direct.is_aligned(offset, buffer.len() as u64);
+        let _gate = if whole { (Some(self.writes.wait_in()), None) } else { (None, Some(self.writes.shut())) };
+        self.mark(offset, buffer.len() as u64);
+        let mut memory = direct.memory(buffer.len());
+        let memory = in_blocks(&mut memory);
+        let (mut position, mut rest) = (offset, buffer);
+        while !rest.is_empty() {
+            let inside = usize::try_from(position % u64::from(direct.block)).unwrap_or_default();
+            let count = rest.len().min(BATCH - inside);
+            let (now, later) = rest.split_at(count);
+            if !direct.change(memory, inside, now, position - inside as u64)? {
+                return Ok(false);
+            }
+            (position, rest) = (position + count as u64, later);
+        }
+        Ok(true)
+    }
+
+    /// Reads around the page cache, where nothing may go through it; `false` if that is not so, or cannot be done.
+    pub(super) fn read_around(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        let Some(direct) = self.direct.as_ref().filter(|_| self.around) else { return Ok(false) };
+        if direct.takes(buffer, offset) {
+            return done(direct.file.read_exact_at(buffer, offset));
+        }
+        let mut memory = direct.memory(buffer.len());
+        let memory = in_blocks(&mut memory);
+        let (mut position, mut rest) = (offset, buffer);
+        while !rest.is_empty() {
+            let inside = usize::try_from(position % u64::from(direct.block)).unwrap_or_default();
+            let (now, later) = rest.split_at_mut(rest.len().min(BATCH - inside));
+            let whole = (inside + now.len()).next_multiple_of(direct.block as usize);
+            if !direct.fetch(memory, 0..whole, position - inside as u64)? {
+                return Ok(false);
+            }
+            let Some(found) = memory.get(inside..inside + now.len()) else { return Ok(false) };
+            now.copy_from_slice(found);
+            (position, rest) = (position + now.len() as u64, later);
+        }
+        Ok(true)
+    }
+
+    /// Whether nothing goes through the page cache.
+    pub(super) fn is_around(&self) -> bool {
+        self.around
     }
 
     /// Remembers that a write that was to be durable has failed: whatever the medium's cache held may be lost, so that
@@ -134,6 +229,9 @@ impl RawFile {
     /// `likely` that all is there, the kernel is therefore asked first, at a third of the price of a read of 4 KiB.
     pub fn read_cached(&self, buffer: &mut [u8], offset: u64, likely: bool) -> bool {
         let wanted = buffer.len();
+        if self.around {
+            return false;
+        }
         if !likely && self.cache.holds(&self.file, offset, wanted as u64) == Some(false) {
             return false;
         }
@@ -142,7 +240,68 @@ impl RawFile {
     }
 }
 
+/// The part of memory for direct accesses that is where they take it.
+fn in_blocks(memory: &mut [u8]) -> &mut [u8] {
+    let start = memory.as_ptr().align_offset(MEMORY_BLOCK);
+    memory.get_mut(start..).unwrap_or_default()
+}
+
+/// A device is not where the file system has its node.
+fn is_in_memory(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.is_file() && IN_MEMORY.contains(&fstatfs(file)?.filesystem_type()))
+}
+
+/// Whether it could be done around the page cache.
+fn done(outcome: io::Result<()>) -> io::Result<bool> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 impl Direct {
+    /// Writes the blocks from `start` on, changed from their byte `inside` on, and otherwise as they are; `false` if that
+    /// cannot be done. `memory` has room for them.
+    fn change(&self, memory: &mut [u8], inside: usize, with: &[u8], start: u64) -> io::Result<bool> {
+        let block = self.block as usize;
+        let end = inside + with.len();
+        let whole = end.next_multiple_of(block);
+        let Some(memory) = memory.get_mut(..whole) else { return Ok(false) };
+        let last = whole - block;
+        if inside > 0 && !self.fetch(memory, 0..block, start)? {
+            return Ok(false);
+        }
+        // The first block may be the last one.
+        if end < whole && (last > 0 || inside == 0) && !self.fetch(memory, last..whole, start)? {
+            return Ok(false);
+        }
+        let Some(place) = memory.get_mut(inside..end) else { return Ok(false) };
+        place.copy_from_slice(with);
+        done(self.file.write_all_at(memory, start))
+    }
+
+    /// Reads the blocks `at` there of what lies from `start` on; `false` if there are none, or not all of them.
+    fn fetch(&self, memory: &mut [u8], at: Range<usize>, start: u64) -> io::Result<bool> {
+        let offset = start + at.start as u64;
+        let Some(place) = memory.get_mut(at) else { return Ok(false) };
+        match self.file.read_exact_at(place, offset) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            outcome => done(outcome),
+        }
+    }
+
+    /// Whether it can be done from where the bytes are, or to there.
+    fn takes(&self, buffer: &[u8], offset: u64) -> bool {
+        buffer.as_ptr().addr().is_multiple_of(MEMORY_BLOCK) && self.is_aligned(offset, buffer.len() as u64)
+    }
+
+    /// For accesses to so many bytes anywhere, batch by batch: see [`in_blocks`].
+    fn memory(&self, length: usize) -> Vec<u8> {
+        let room = length.saturating_add(2 * self.block as usize).min(BATCH);
+        vec![0; room + MEMORY_BLOCK]
+    }
+
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -200,6 +359,16 @@ mod tests {
         if let Some(direct) = raw.direct() {
             assert!(direct.is_aligned(0, direct.block().into()) && !direct.is_aligned(1, 4096));
         }
+    }
+
+    #[test]
+    fn a_device_is_not_in_memory_though_the_node_that_names_it_is() {
+        let null = File::open("/dev/null").expect("a device that every host has");
+        assert!(
+            IN_MEMORY.contains(&fstatfs(&null).expect("a file system").filesystem_type()),
+            "as nodes of volumes are"
+        );
+        assert!(!RawFile::probe(null).expect("a file").is_in_memory());
     }
 
     #[test]

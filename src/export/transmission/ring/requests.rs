@@ -235,7 +235,7 @@ impl Reactor {
         }
         if let (Way::Direct(handle), Some(raw)) = (client.way, io.raw())
             && raw.direct().is_some_and(|direct| direct.is_aligned(offset, length as u64))
-            && let Some(gate) = raw.writes().enter()
+            && let Some(gate) = raw.begin_write(offset, length as u64)
         {
             client.take_off(request.command);
             let task = Task::Write { client: id, request, pass, gate: Some(gate), export: Arc::clone(&export) };
