@@ -70,6 +70,8 @@ pub struct Agent {
     /// When tasks were last planned.
     planned: Instant,
     looks: JoinSet<Look>,
+    /// One was due while another was under way.
+    owes_look: bool,
     /// The last beat was one on which pools that grow were looked at.
     looked_for_growth: bool,
     /// What may be told once the ledger is on disk.
@@ -112,6 +114,7 @@ impl Agent {
             hands: JoinSet::new(),
             planned: Instant::now(),
             looks: JoinSet::new(),
+            owes_look: false,
             looked_for_growth: false,
             held_back: Vec::new(),
             resting: false,
@@ -149,14 +152,8 @@ impl Agent {
                     }
                     self.tell_what_is_kept().await;
                 }
-                Step::Looked(Look::Capacities(seen, fills)) => {
-                    let reports =
-                        seen.into_iter().filter_map(|(id, seen)| news::look_report(self.pool_report(id)?, seen));
-                    let fills = fills.iter().filter_map(|seen| self.fill_report(seen));
-                    let reports = reports.chain(fills).collect();
-                    self.tell(reports);
-                }
-                Step::Looked(Look::Inventory) | Step::Retry => {}
+                Step::Looked(looked) => self.take_look(looked),
+                Step::Retry => {}
                 Step::Look => {
                     self.tell_what_is_kept().await;
                     self.look();
@@ -183,6 +180,18 @@ impl Agent {
         }
         // A look changes nothing, and a disk that hangs must not hold up the end.
         self.looks.detach_all();
+    }
+
+    fn take_look(&mut self, looked: Look) {
+        if let Look::Capacities(seen, fills) = looked {
+            let reports = seen.into_iter().filter_map(|(id, seen)| news::look_report(self.pool_report(id)?, seen));
+            let fills = fills.iter().filter_map(|seen| self.fill_report(seen));
+            let reports = reports.chain(fills).collect();
+            self.tell(reports);
+        }
+        if std::mem::take(&mut self.owes_look) {
+            self.look();
+        }
     }
 
     /// Tells what was achieved, once the ledger holds it: what was promised once is found again after a reboot.
@@ -385,8 +394,9 @@ impl Agent {
             self.worker.pause();
         }
         self.looked_for_growth = !self.looked_for_growth && self.worker.has_growing_pools();
-        if self.looked_for_growth {
-            self.look();
+        if self.looked_for_growth && !self.resting && self.looks.is_empty() {
+            let worker = self.worker.clone();
+            self.looks.spawn_blocking(move || Look::Capacities(worker.extend_pools(), Vec::new()));
         }
         let progress = self.worker.progress();
         progress.into_iter().filter_map(|(id, progress)| self.progress_report(id, progress)).collect()
@@ -414,9 +424,13 @@ impl Agent {
         }
     }
 
-    /// Looks at the pools' capacities in the background.
+    /// Looks at the pools' capacities in the background: once what is looked at now is known.
     fn look(&mut self) {
-        if self.resting || !self.looks.is_empty() {
+        if self.resting {
+            return;
+        }
+        if !self.looks.is_empty() {
+            self.owes_look = true;
             return;
         }
         let worker = self.worker.clone();

@@ -265,6 +265,7 @@ impl Pretender {
                     at: Timestamp::EPOCH,
                     told: snapshot.generation,
                     data: None,
+                    room: snapshot.room,
                     damage: None,
                 })
                 .collect(),

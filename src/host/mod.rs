@@ -8,6 +8,7 @@
 mod aside;
 pub mod block_device;
 pub mod config_dir;
+pub mod device_mapper;
 pub mod devices;
 pub mod directory;
 pub mod disk;

@@ -107,7 +107,7 @@ impl FilePool {
         let Card { volume, name, size, at, .. } = card;
         let data = kept.facts(&SnapshotFiles::of(id).image)?.map(|facts| facts.allocated);
         let (name, told) = (name.into(), Generation::default());
-        Ok(Some(InventorySnapshot { id, pool, volume, name, size, at, told, data, damage }))
+        Ok(Some(InventorySnapshot { id, pool, volume, name, size, at, told, data, room: None, damage }))
     }
 
     fn card(&self, kept: &Directory, id: SnapshotId) -> Result<Option<Card>, BackendError> {

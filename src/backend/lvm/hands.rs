@@ -4,7 +4,9 @@ use super::command::{Call, Devices};
 use super::queue::Queue;
 use super::report::{self, Reported};
 use super::runner::{Lvm, LvmError};
+use super::thin::mapper::Mapper;
 use crate::backend::BackendError;
+use crate::host::device_mapper::DeviceMapper;
 use crate::host::devices::Scanner;
 use crate::host::patience::{Pulse, within};
 use std::fs::File;
@@ -17,6 +19,7 @@ use std::time::Duration;
 #[derive(Clone)]
 pub struct Ground {
     pub lvm: Arc<dyn Lvm>,
+    pub mapper: Arc<dyn Mapper>,
     pub scanner: Arc<Scanner>,
     /// Where the locks of volume groups are; the same for all processes of the host.
     pub locks: PathBuf,
@@ -28,7 +31,8 @@ impl Ground {
     /// This host's own.
     pub fn of_host(lvm: Arc<dyn Lvm>) -> Self {
         let scanner = Arc::new(Scanner::default());
-        Self { lvm, scanner, locks: "/run/lock/symphony".into(), patience: Duration::from_secs(60) }
+        let mapper = Arc::new(DeviceMapper::new(&scanner.roots().dev));
+        Self { lvm, mapper, scanner, locks: "/run/lock/symphony".into(), patience: Duration::from_secs(60) }
     }
 }
 

@@ -41,6 +41,7 @@ mod runner;
 mod snapshot;
 mod steps;
 pub mod tags;
+mod thin;
 mod volume;
 
 pub use geometry::Room;
@@ -49,10 +50,11 @@ pub use plan::pool::group_name;
 pub use runner::{Executable, Lvm, LvmError};
 pub use snapshot::SnapshotFill;
 pub use tags::Kind;
+pub use thin::mapper::Mapper;
 
 use super::{Backend, BackendError, Ensured, PoolIdentity, Removed, SnapshotLayout, VolumeLayout};
 use crate::host::lock::Lock;
-use crate::io::{BlockIo, FileIo};
+use crate::io::BlockIo;
 use crate::model::{
     ByteSize, ClusterId, InventorySnapshot, InventoryVolume, PoolCapacity, PoolMetadata, Progress, SnapshotId, Source,
     TakenSnapshot, Timestamp, VolumeId,
@@ -68,8 +70,10 @@ use report::{Group, Lv, Reported};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tags::State;
+use thin::mapper::PoolStatus;
+use thin::survey::{self, Opened, Surveyor};
 
 /// What a pool is made of, in the user's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +93,7 @@ pub struct Settings {
 /// when it is dropped; close that before the pool is opened again.
 pub struct LvmPool {
     _lock: Lock,
-    hands: Hands,
+    hands: Arc<Hands>,
     kind: Kind,
     /// Of the group, in bytes.
     extent: u64,
@@ -97,13 +101,15 @@ pub struct LvmPool {
     chunk: Option<u64>,
     present: Mutex<Present>,
     /// The one handle that all users of a volume share while any of them has it open.
-    open: Mutex<HashMap<VolumeId, Weak<FileIo>>>,
+    open: Opened,
     /// One verb at a time on one volume; different volumes do not wait for each other.
-    turns: Turns<VolumeId>,
+    turns: Arc<Turns<VolumeId>>,
     snapshot_turns: Turns<SnapshotId>,
     /// How full classic snapshots were at the last look.
     watched: Mutex<HashMap<SnapshotId, SnapshotFill>>,
     efforts: Efforts,
+    /// Of a thin pool: who finds out where its volumes have holes.
+    surveyor: Option<Arc<Surveyor>>,
 }
 
 impl fmt::Debug for LvmPool {
@@ -141,25 +147,32 @@ impl LvmPool {
         settings: &Settings,
         made: bool,
     ) -> Result<(Self, Ensured), BackendError> {
-        let hands = Hands::new(ground.clone(), group_name(identity.pool));
+        let hands = Arc::new(Hands::new(ground.clone(), group_name(identity.pool)));
         let held = claim::lock(&hands)?;
         let (nodes, done) = hands.change(|| claim::ensure(&hands, identity, settings, made))?;
         let seen = hands.look(&claim::allowed(&nodes)?)?;
         let group = find(&seen, &hands.group)?;
+        let chunk = seen
+            .lv(&group.name, THIN_POOL)
+            .filter(|pool| settings.kind == Kind::Thin && pool.chunk > 0)
+            .map(|pool| pool.chunk);
+        if settings.kind == Kind::Thin {
+            let_go_of_remains(&hands);
+        }
+        let (open, turns) = (Opened::default(), Arc::<Turns<VolumeId>>::default());
+        let surveyor = chunk.map(|chunk| Surveyor::new(hands.clone(), turns.clone(), open.clone(), chunk));
         let pool = Self {
             _lock: held,
             kind: settings.kind,
             extent: group.extent,
-            chunk: seen
-                .lv(&group.name, THIN_POOL)
-                .filter(|pool| settings.kind == Kind::Thin && pool.chunk > 0)
-                .map(|pool| pool.chunk),
+            chunk,
             present: Mutex::new(Present { identity: identity.clone(), settings: settings.clone(), nodes }),
-            open: Mutex::default(),
-            turns: Turns::default(),
+            open,
+            turns,
             snapshot_turns: Turns::default(),
             watched: Mutex::default(),
             efforts: Efforts::default(),
+            surveyor,
             hands,
         };
         Ok((pool, done))
@@ -249,7 +262,7 @@ impl LvmPool {
     /// Extends a thin pool that has a ceiling, if it is full enough; says whether it was.
     pub fn extend_if_due(&self) -> Result<bool, BackendError> {
         let Present { identity, settings, .. } = self.settings();
-        let (Kind::Thin, Some(ceiling)) = (self.kind, settings.ceiling) else { return Ok(false) };
+        let Some(ceiling) = settings.ceiling.filter(|_| self.is_filling_up()) else { return Ok(false) };
         let seen = self.look()?;
         let group = self.group_in(&seen)?;
         let pool = seen.lv(&group.name, THIN_POOL);
@@ -257,6 +270,12 @@ impl LvmPool {
             return Ok(false);
         }
         self.ensure_settings(&identity, &settings).map(|done| done == Ensured::Grown)
+    }
+
+    /// Whether it may become larger as it fills up, and may be full enough for that. The kernel says it for nothing; a report
+    /// of LVM costs a process and reads from every disk.
+    pub fn is_filling_up(&self) -> bool {
+        self.can_grow() && !survey::look(&self.hands).is_ok_and(|status| !may_be_due(&status))
     }
 
     /// Whether it may become larger as it fills up.
@@ -295,6 +314,24 @@ impl LvmPool {
                 Err(BackendError::PoolLost { place: group.name.clone(), reason })
             }
             _ => Ok(group),
+        }
+    }
+}
+
+/// Whether a thin pool may be full enough to be extended; one of which that is not known may be.
+fn may_be_due(status: &PoolStatus) -> bool {
+    let reaches = |(used, of): (u64, u64)| u128::from(used) * 100 >= u128::from(of) * u128::from(geometry::EXTEND_AT);
+    reaches(status.data) || reaches(status.metadata)
+}
+
+/// A hold on the metadata costs room only, so that nothing here keeps the pool from being used.
+fn let_go_of_remains(hands: &Hands) {
+    match hands.change(|| survey::let_go_of_remains(hands)) {
+        Ok(false) => {}
+        Ok(true) => tracing::info!(group = %hands.group, "let go of metadata that a process before had held"),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(group = %hands.group, error, "whether somebody holds a thin pool's metadata is not known");
         }
     }
 }
@@ -380,8 +417,19 @@ impl Backend for LvmPool {
     }
 
     fn release(&self) -> Result<Removed, BackendError> {
+        if let Some(surveyor) = &self.surveyor {
+            surveyor.wait();
+        }
         let Present { identity, settings, .. } = self.settings();
         self.hands.change(|| claim::release(&self.hands, &identity, &settings))
+    }
+}
+
+impl Drop for LvmPool {
+    fn drop(&mut self) {
+        if let Some(surveyor) = &self.surveyor {
+            surveyor.end();
+        }
     }
 }
 

@@ -16,6 +16,11 @@ const LONGEST_OUTPUT: usize = 64 << 20;
 /// Lines of its complaints that are passed on.
 const SHOWN: usize = 6;
 
+/// LVM's words, in the C locale, for a thin pool that is too full for anything new by LVM's own measure: why, which is a
+/// warning to it, and that it is so, in one place or the other.
+const SHORT_OF_METADATA: &str = "free space in metadata of thin pool";
+const NOTHING_NEW: [&str; 2] = ["reached threshold", "new volumes are not allowed"];
+
 /// Whatever carries out LVM's command lines: the executable, or a model of it.
 pub trait Lvm: Send + Sync + 'static {
     /// What the call printed to its standard output.
@@ -42,6 +47,15 @@ impl LvmError {
         let action = self.to_string();
         match self {
             LvmError::Absent => BackendError::Absent { program: "the program lvm", remedy: "install the package lvm2" },
+            LvmError::Failed { complaint, .. } if complaint.contains(SHORT_OF_METADATA) => {
+                BackendError::Refused(format!(
+                    "the metadata of the thin pool of {place} are all but full, and LVM makes nothing new in such a pool: remove \
+                 snapshots or copies, or add a device ({complaint})"
+                ))
+            }
+            LvmError::Failed { complaint, .. } if NOTHING_NEW.iter().any(|words| complaint.contains(words)) => {
+                BackendError::Refused(format!("LVM makes nothing new in the thin pool of {place}: {complaint}"))
+            }
             LvmError::Failed { complaint, .. } => BackendError::Io { action, source: io::Error::other(complaint) },
             LvmError::Stuck(stuck) => BackendError::Unreachable { place: place.to_owned(), reason: stuck.to_string() },
             LvmError::Run { call, source: late @ RunError::Late { .. } } => {
@@ -97,10 +111,11 @@ impl Lvm for Executable {
     }
 }
 
-/// The lines that say why: the last ones, without warnings if there is anything else.
+/// The lines that say why: the last ones, without warnings if there is anything else, but for the one that is the reason.
 fn complaint(stderr: &str) -> String {
+    let is_grave = |line: &str| !line.starts_with("WARNING:") || line.contains(SHORT_OF_METADATA);
     let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let grave: Vec<&str> = lines.iter().copied().filter(|line| !line.starts_with("WARNING:")).collect();
+    let grave: Vec<&str> = lines.iter().copied().filter(|line| is_grave(line)).collect();
     let shown = if grave.is_empty() { lines } else { grave };
     match shown.len() {
         0 => "it did not say why".to_owned(),
@@ -145,6 +160,27 @@ mod tests {
         let (_scratch, lvm) = script("exit 1", LONG);
         let error = lvm.call(&call()).unwrap_err();
         assert!(matches!(error, LvmError::Failed { complaint, .. } if complaint.contains("did not say")));
+    }
+
+    #[test]
+    fn a_pool_that_is_too_full_for_lvm_is_a_refusal_and_no_fault_of_the_disks() {
+        let said = "echo '  WARNING: Sum of all thin volume sizes exceeds the size of thin pool.' >&2
+            echo '  WARNING: Remaining free space in metadata of thin pool g/thin-pool is too low (75.10% >= 75.00%). Resize is recommended.' >&2
+            echo '  Cannot create new thin volume, free space in thin pool g/thin-pool reached threshold.' >&2; exit 5";
+        let (_scratch, lvm) = script(said, LONG);
+        let error = lvm.call(&call()).unwrap_err().at("fast");
+        assert!(matches!(&error, BackendError::Refused(_)), "{error:?}");
+        let text = error.to_string();
+        assert!(text.starts_with("the metadata of the thin pool of fast are all but full"), "{text}");
+        assert!(text.contains("75.10%") && !text.contains("Sum of all"), "{text}");
+        for words in [
+            "Cannot create new thin volume, free space in thin pool g/thin-pool reached threshold.",
+            "Free space in pool g/thin-pool is above threshold, new volumes are not allowed.",
+        ] {
+            let (_scratch, lvm) = script(&format!("echo '  {words}' >&2; exit 5"), LONG);
+            let error = lvm.call(&call()).unwrap_err().at("fast");
+            assert!(matches!(&error, BackendError::Refused(text) if text.contains(words)), "{error:?}");
+        }
     }
 
     #[test]

@@ -81,7 +81,10 @@ impl LvmPool {
         let (node, chunk) = (self.hands.node(&names::volume(id)), self.chunk);
         let path = node.clone();
         let opened = self.hands.work("open", &node, move |_| open(&path, size, chunk))?;
-        let opened = Arc::new(opened);
+        let opened = Arc::new(match &self.surveyor {
+            Some(surveyor) => surveyor.watch(id, opened),
+            None => opened,
+        });
         lock(&self.open).insert(id, Arc::downgrade(&opened));
         Ok(opened)
     }

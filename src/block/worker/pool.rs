@@ -1,10 +1,10 @@
 //! Pools: opened by their driver, kept as they are assigned, let go of.
 
-use super::{TaskError, Worker};
+use super::{TaskError, Worker, failure_text};
 use crate::backend::file::FilePool;
 use crate::backend::lvm::{Executable, Ground, Kind, LvmPool, Room, Settings, SnapshotFill};
 use crate::backend::{Backend, BackendError, Ensured, PoolIdentity};
-use crate::model::{ClusterId, Devices, Driver, PoolAssignment, PoolCapacity, PoolPlace, Progress, VolumeId};
+use crate::model::{ClusterId, Devices, Driver, PoolAssignment, PoolCapacity, PoolId, PoolPlace, Progress, VolumeId};
 use std::sync::Arc;
 
 /// A pool that is open, by its driver.
@@ -45,6 +45,12 @@ impl OpenPool {
             tracing::info!(pool = ?pool, "a thin pool was extended as it fills up");
         }
         self.backend().observe_capacity()
+    }
+
+    /// As [`Self::look`], at one that grows and is near to that; of all others nothing.
+    fn look_at_growth(&self) -> Option<Result<PoolCapacity, BackendError>> {
+        let near = matches!(self, OpenPool::Lvm(pool) if pool.is_filling_up());
+        near.then(|| self.look())
     }
 }
 
@@ -128,6 +134,14 @@ impl Worker {
         self.pools().values().any(|pool| matches!(pool, OpenPool::Lvm(pool) if pool.can_grow()))
     }
 
+    /// Extends pools that grow as they fill up, where that is due: capacity and use of those that are near to it.
+    pub fn extend_pools(&self) -> Vec<(PoolId, Result<PoolCapacity, String>)> {
+        let pools = self.pools().clone();
+        let looked =
+            |(id, pool): (PoolId, OpenPool)| Some((id, pool.look_at_growth()?.map_err(|error| failure_text(&error))));
+        pools.into_iter().filter_map(looked).collect()
+    }
+
     /// How far the work on volumes is that takes long.
     pub fn progress(&self) -> Vec<(VolumeId, Progress)> {
         let pools = self.pools().clone();
@@ -190,4 +204,28 @@ fn settings(driver: &Driver, devices: &Devices) -> Settings {
     let kind = if matches!(driver, Driver::LvmThin(_)) { Kind::Thin } else { Kind::Thick };
     let Devices { devices, wipe, ceiling } = devices.clone();
     Settings { kind, devices, wipe: wipe.into_iter().collect(), room: Room::default(), ceiling }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::lvm::tests::machine::Machine;
+    use crate::model::ByteSize;
+
+    #[test]
+    fn a_pool_that_grows_is_told_of_while_it_fills_up_even_where_it_cannot_grow_any_more() {
+        let mut machine = Machine::new(Kind::Thin);
+        machine.settings.ceiling = Some(ByteSize::mib(800));
+        let pool = OpenPool::Lvm(Arc::new(machine.open(false)));
+        machine.fill(10.0, 10.0);
+        assert!(pool.look_at_growth().is_none(), "the next look at all pools is soon enough");
+        let mut sizes = Vec::new();
+        for _ in 0..9 {
+            machine.fill(100.0, 10.0);
+            let PoolCapacity { size, used, .. } = pool.look_at_growth().unwrap().unwrap();
+            sizes.push((size, used));
+        }
+        let (most, used) = *sizes.last().unwrap();
+        assert_eq!((sizes[7], most), ((most, used), Some(used)), "it is full, and that is said");
+    }
 }

@@ -111,7 +111,8 @@ pub fn inventory(sight: &Sight, pool: PoolId, lv: &Lv) -> Option<InventorySnapsh
     }
     let damage = decoded(lv, id).and_then(|held| check_sound(sight, lv, &held)).err().map(|error| error.to_string());
     let (volume, name, size, at) = (held.volume, held.name.to_string(), held.size, held.at);
-    Some(InventorySnapshot { id, pool, volume, name, size, at, told: Generation::default(), data: None, damage })
+    let (told, room) = (Generation::default(), (sight.kind == Kind::Thick).then_some(lv.size));
+    Some(InventorySnapshot { id, pool, volume, name, size, at, told, data: None, room, damage })
 }
 
 /// How full a classic snapshot's room is; nobody knows as long as it is not active.

@@ -15,13 +15,6 @@ fn machine(gib: u64, ceiling: Option<u64>) -> Machine {
     machine
 }
 
-/// So many percent of the pool's data, and of its metadata, are used.
-fn fill(machine: &Machine, data: f64, metadata: f64) {
-    let mut state = machine.model.state();
-    let pool = state.groups.get_mut(&machine.group()).unwrap().lvs.get_mut("thin-pool").unwrap();
-    (pool.percent, pool.metadata_percent) = (Some(data), metadata);
-}
-
 /// Of the pool's data and metadata now, in extents.
 fn parts(machine: &Machine) -> (u64, u64) {
     let state = machine.model.state();
@@ -39,14 +32,14 @@ fn a_pool_with_a_ceiling_begins_with_a_quarter_and_shows_what_it_can_become() {
     let machine = machine(16, Some(8));
     let pool = machine.open(false);
     assert_eq!(seen(&pool), (8 << 10, Some(2 << 10)));
-    fill(&machine, 69.9, 10.0);
+    machine.fill(69.9, 10.0);
     assert!(!pool.extend_if_due().unwrap());
-    fill(&machine, 70.0, 10.0);
+    machine.fill(70.0, 10.0);
     assert!(pool.extend_if_due().unwrap());
     assert_eq!(parts(&machine), (512 + 102, 2), "by a fifth, and metadata for them");
     assert_eq!(seen(&pool), (8 << 10, Some((512 + 102) * 4)));
     for _ in 0..40 {
-        fill(&machine, 100.0, 10.0);
+        machine.fill(100.0, 10.0);
         pool.extend_if_due().unwrap();
     }
     assert_eq!((parts(&machine).0, seen(&pool)), (2048, (8 << 10, Some(8 << 10))), "up to the ceiling and no further");
@@ -60,7 +53,7 @@ fn what_the_group_does_not_have_is_not_counted_on_whatever_the_ceiling() {
     let (capacity, size) = seen(&pool);
     assert!(capacity < 2 << 10 && size == Some(1 << 10), "{capacity} {size:?}");
     for _ in 0..40 {
-        fill(&machine, 100.0, 10.0);
+        machine.fill(100.0, 10.0);
         pool.extend_if_due().unwrap();
     }
     let (data, metadata) = parts(&machine);
@@ -74,7 +67,7 @@ fn metadata_that_fill_up_are_extended_before_data() {
     let machine = machine(16, Some(8));
     let pool = machine.open(false);
     let (data, metadata) = parts(&machine);
-    fill(&machine, 10.0, 85.0);
+    machine.fill(10.0, 85.0);
     assert!(pool.extend_if_due().unwrap());
     let (same, more) = parts(&machine);
     assert!(same == data && more > metadata, "{metadata} became {more}");
@@ -104,7 +97,7 @@ fn an_extension_killed_at_any_change_is_gone_on_with_at_the_next_look() {
         let machine = machine(16, Some(8));
         let pool = machine.open(false);
         pool.ensure_volume(&layout(1)).unwrap();
-        fill(&machine, 95.0, 95.0);
+        machine.fill(95.0, 95.0);
         machine.model.state().fuse = Some((fuse, after));
         let first = pool.extend_if_due();
         let spared = machine.model.state().fuse.take().is_some();
@@ -113,9 +106,9 @@ fn an_extension_killed_at_any_change_is_gone_on_with_at_the_next_look() {
             kills += 1;
             assert!(matches!(first, Err(BackendError::Io { .. })));
             // As it is once there is more of it.
-            fill(&machine, 60.0, 60.0);
+            machine.fill(60.0, 60.0);
             pool.extend_if_due().unwrap();
-            fill(&machine, 75.0, 10.0);
+            machine.fill(75.0, 10.0);
             pool.extend_if_due().unwrap();
         }
         let (data, metadata) = parts(&machine);
@@ -126,4 +119,22 @@ fn an_extension_killed_at_any_change_is_gone_on_with_at_the_next_look() {
         }
     }
     assert!(kills >= 2, "it changes something");
+}
+
+#[test]
+fn a_pool_that_the_kernel_says_is_far_from_its_mark_is_not_asked_of_lvm() {
+    let mut machine = Machine::new(Kind::Thin);
+    machine.settings.ceiling = Some(ByteSize::mib(800));
+    let pool = machine.open(false);
+    let looks = || machine.model.state().mapper.looks;
+    machine.model.state().mapper.data = (699, 1000);
+    let before = looks();
+    assert!(!pool.extend_if_due().unwrap());
+    assert_eq!(looks(), before, "nothing was started");
+    for (data, metadata) in [((700, 1000), 0), ((0, 1000), 700), ((0, 0), 0)] {
+        (machine.model.state().mapper.data, machine.model.state().mapper.used) = (data, metadata);
+        let before = looks();
+        pool.extend_if_due().unwrap();
+        assert!(looks() > before, "{data:?} {metadata}: LVM is asked where it may be due, or is not known");
+    }
 }

@@ -36,7 +36,8 @@ impl Machine {
         let roots = Roots { sys: at("sys"), dev: at("dev"), proc: at("proc") };
         let patience = Duration::from_secs(60);
         let scanner = Arc::new(Scanner::new(roots, patience));
-        let ground = Ground { lvm: Arc::clone(&model) as _, scanner, locks: at("locks"), patience };
+        let (lvm, mapper) = (Arc::clone(&model) as _, Arc::clone(&model) as _);
+        let ground = Ground { lvm, mapper, scanner, locks: at("locks"), patience };
         let identity =
             PoolIdentity { cluster: ClusterId::generate(), pool: PoolId::generate(), name: "fast".parse().unwrap() };
         let settings = Settings {
@@ -74,6 +75,15 @@ impl Machine {
 
     pub fn device(&self, name: &str) -> PathBuf {
         self.scratch.path().join("dev").join(name)
+    }
+
+    /// So many percent of the thin pool's data, and of its metadata, are used, as LVM and the kernel have it.
+    pub fn fill(&self, data: f64, metadata: f64) {
+        let mut state = self.model.state();
+        let pool = state.groups.get_mut(&self.group()).unwrap().lvs.get_mut("thin-pool").unwrap();
+        (pool.percent, pool.metadata_percent) = (Some(data), metadata);
+        let of_a_thousand = |percent: f64| (percent * 10.0) as u64;
+        (state.mapper.data, state.mapper.used) = ((of_a_thousand(data), 1000), of_a_thousand(metadata));
     }
 
     pub fn ensure(&self, made: bool) -> Result<(LvmPool, Ensured), BackendError> {

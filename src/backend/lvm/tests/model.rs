@@ -1,6 +1,7 @@
 //! LVM in memory: it obeys the command lines that are built here and reports as the executable does. Logical volumes
 //! are files; those of thick ones are full of other people's bytes when they are made.
 
+use super::mapper::{Kernel, Listener};
 use crate::backend::lvm::command::Call;
 use crate::backend::lvm::{Lvm, LvmError};
 use serde_json::{Value, json};
@@ -74,13 +75,11 @@ pub struct State {
     pub shown: Vec<String>,
     /// Removed thick volumes, and whether they held nothing but zeros by then.
     pub emptied: BTreeMap<String, bool>,
+    pub mapper: Kernel,
 }
 
-/// Told of every change before it is carried out.
-pub type Listener = Box<dyn Fn(&Call) + Send>;
-
 pub struct Model {
-    dev: PathBuf,
+    pub dev: PathBuf,
     state: Mutex<State>,
     pub listener: Mutex<Option<Listener>>,
 }
@@ -475,6 +474,7 @@ impl Lvm for Model {
             read.is_err() || &label == b"LABELONE"
         });
         if call.looks {
+            state.mapper.looks += 1;
             let words = Words::of(call);
             let visible: Vec<PathBuf> = words.get("--devices").unwrap().split(',').map(PathBuf::from).collect();
             return Ok(self.report(&state, &visible).to_string().into_bytes());
