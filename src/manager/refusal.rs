@@ -22,6 +22,11 @@ pub enum Refusal {
         "pool '{pool}' is all but full and promises nothing new, as it is to from {percent}% on: free some, add to it, or choose another pool"
     )]
     PoolFull { pool: Name, percent: u32 },
+    #[error(
+        "the metadata of pool '{pool}' are all but full ({used} of {capacity} are used), and LVM makes nothing new in such a \
+         pool: remove snapshots or copies, add a device with `symphony ctl pool extend`, or choose another pool"
+    )]
+    PoolMetadataFull { pool: Name, used: ByteSize, capacity: ByteSize },
     #[error("no pool has {wanted} left to promise{largest}: add one with `symphony ctl pool create`, or ask for less", largest = most(.largest))]
     NoRoomAnywhere { wanted: ByteSize, largest: Option<(Name, ByteSize)> },
     #[error("{kind} '{name}' is being removed")]
@@ -68,7 +73,10 @@ impl Refusal {
             Self::NameTaken { .. } => FaultKind::AlreadyExists,
             Self::Ambiguous { .. } | Self::Invalid(_) => FaultKind::Invalid,
             Self::Precondition(_) | Self::Superseded(_) | Self::Removing { .. } => FaultKind::Precondition,
-            Self::NoRoom { .. } | Self::PoolFull { .. } | Self::NoRoomAnywhere { .. } => FaultKind::Exhausted,
+            Self::NoRoom { .. }
+            | Self::PoolFull { .. }
+            | Self::PoolMetadataFull { .. }
+            | Self::NoRoomAnywhere { .. } => FaultKind::Exhausted,
             Self::NotMember(_) | Self::NotYours { .. } | Self::Denied(_) => FaultKind::Denied,
             Self::Busy => FaultKind::Busy,
             Self::Store(_) | Self::InDoubt(_) | Self::Stopping => FaultKind::Unavailable,

@@ -95,6 +95,9 @@ pub struct InventorySnapshot {
     /// What it occupies, shared blocks included; absent where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<ByteSize>,
+    /// What it has for changes of its volume, where that was set aside for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<ByteSize>,
     /// Why what describes the snapshot cannot be trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,

@@ -253,8 +253,16 @@ impl Pool {
             return Level::Ok;
         }
         let level = |used, of| self.spec.rules.level(used, of, self.status.level);
-        let of_metadata = self.status.metadata.map(|metadata| level(metadata.used, metadata.capacity));
+        let of_metadata = self.status.metadata.map(|metadata| match self.is_short_of_metadata() {
+            true => Level::Full,
+            false => level(metadata.used, metadata.capacity),
+        });
         level(used, capacity).max(of_metadata.unwrap_or_default())
+    }
+
+    /// Whether LVM makes nothing new in it, whatever its rules say: see [`PoolMetadata::is_short`].
+    pub fn is_short_of_metadata(&self) -> bool {
+        self.status.metadata.is_some_and(|metadata| metadata.is_short(self.status.level))
     }
 
     /// Takes other rules over; says whether they are other ones.

@@ -117,6 +117,30 @@ impl PoolMetadata {
     /// To remember one chunk, in bytes: what `thin_metadata_size` of thin-provisioning-tools counts.
     pub const OF_A_CHUNK: u64 = 64;
 
+    /// The most that LVM wants to stay free, in bytes; of metadata below four times that a quarter.
+    const KEPT_FREE: u64 = 4 << 20;
+    /// LVM's reports are in hundredths of a percent.
+    const REPORTED_IN: u64 = 10_000;
+    /// In percent of the capacity, as [`PoolRules::level`] has it.
+    const CLEARLY: u64 = 2;
+
+    /// Whether LVM makes nothing new in the pool any more, whatever its rules say; one that was at the level `before` must be
+    /// clearly better off before it is said that it does.
+    ///
+    /// LVM refuses a thin volume or snapshot from `used >= 100 % - min(25 %, 4 MiB / capacity)` on: its
+    /// `thin_pool_metadata_min_threshold()`, called `pool_metadata_min_threshold()` before 2.03.17, which
+    /// `thin_pool_below_threshold()` compares with what the kernel says. We know that in hundredths of a percent, rounded, and
+    /// so say it one of them earlier: never later than LVM.
+    pub fn is_short(&self, before: Level) -> bool {
+        let capacity = self.capacity.as_u64();
+        let kept = Self::KEPT_FREE.min(capacity.div_ceil(4));
+        let margin = match before {
+            Level::Full => (capacity / 100).saturating_mul(Self::CLEARLY),
+            Level::Ok | Level::High => capacity.div_ceil(Self::REPORTED_IN),
+        };
+        capacity > 0 && self.used.as_u64() >= capacity.saturating_sub(kept.saturating_add(margin))
+    }
+
     /// How many bytes of data can be remembered at most.
     pub fn holds(&self) -> ByteSize {
         let chunks = self.capacity.as_u64() / Self::OF_A_CHUNK;
@@ -186,7 +210,38 @@ mod tests {
         assert_eq!(rules.level(ByteSize::ZERO, ByteSize::ZERO, Level::Full), Level::Ok, "nothing to be full of");
     }
 
+    #[test]
+    fn metadata_are_short_a_little_before_lvm_makes_nothing_new_and_until_they_are_clearly_not() {
+        let metadata = |mib: u64, percent_of_percent: u64| {
+            let capacity = ByteSize::mib(mib);
+            let used = ByteSize::bytes(capacity.as_u64() * percent_of_percent / 10_000);
+            PoolMetadata { capacity, used, chunk: ByteSize::bytes(64 << 10) }
+        };
+        // LVM's own edges: 75.00 % of 4 and of 16 MiB, 93.75 % of 64 MiB, 99.80 % of 2 GiB.
+        for (mib, edge) in [(4, 7500), (16, 7500), (64, 9375), (2048, 9981)] {
+            assert!(metadata(mib, edge).is_short(Level::Ok), "{mib} MiB");
+            assert!(!metadata(mib, edge - 3).is_short(Level::High), "{mib} MiB");
+            assert!(metadata(mib, edge - 150).is_short(Level::Full), "{mib} MiB: it is hardly better off");
+            assert!(!metadata(mib, edge - 203).is_short(Level::Full), "{mib} MiB");
+        }
+        assert!(!metadata(0, 0).is_short(Level::Full), "nothing to be short of");
+    }
+
     proptest! {
+        #[test]
+        fn lvm_never_refuses_before_the_metadata_count_as_short(blocks in 1u64..1 << 22, used in 0u64..1 << 22) {
+            let used = used.min(blocks);
+            // As the kernel counts, and as LVM prints it.
+            let (capacity, hundredths) = (blocks * 4096, (used * 10_000 + blocks / 2) / blocks);
+            let told = (u128::from(capacity) * u128::from(hundredths)).div_ceil(10_000);
+            let bytes = |count| ByteSize::bytes(count);
+            let seen =
+                PoolMetadata { capacity: bytes(capacity), used: bytes(told as u64), chunk: bytes(64 << 10) };
+            let kept = (4_194_304f64 / capacity as f64 * 100.0).min(25.0);
+            let refuses = used as f64 / blocks as f64 * 100.0 >= 100.0 - kept;
+            prop_assert!(!refuses || seen.is_short(Level::Ok), "{seen:?}");
+        }
+
         #[test]
         fn more_used_is_never_a_lower_level(of: u64, used: u64, more: u64, warn in 1u32..=100, refuse in 1u32..=100) {
             let rules = PoolRules { warn_percent: warn.min(refuse), refuse_percent: refuse, ..PoolRules::default() };

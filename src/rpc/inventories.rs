@@ -61,6 +61,7 @@ pub(super) fn inventory(nonce: u64, inventory: Inventory) -> proto::InventoryAns
         taken_at: snapshot.at.as_millis(),
         told: snapshot.told.as_u64(),
         data: snapshot.data.map(ByteSize::as_u64),
+        room: snapshot.room.map(ByteSize::as_u64),
         damage: brief(snapshot.damage),
     };
     proto::InventoryAnswer {
@@ -104,6 +105,7 @@ impl TryFrom<proto::InventoryAnswer> for Inventory {
                 at: Timestamp::from_millis(snapshot.taken_at),
                 told: Generation::new(snapshot.told),
                 data: snapshot.data.map(ByteSize::bytes),
+                room: snapshot.room.map(ByteSize::bytes),
                 damage: text(snapshot.damage)?,
             })
         };

@@ -290,6 +290,7 @@ mod tests {
             at: Timestamp::from_millis(9),
             told: Generation::new(2),
             data: None,
+            room: Some(ByteSize::mib(4)),
             damage: None,
         };
         let attachment = AttachmentReport {

@@ -12,8 +12,8 @@ use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, ByteSize, Driver, Kind, Level, Limits, Name, Phase, Pool, PoolId, Replica, Revert, Service, ServiceState,
-    Source, Volume, VolumeId, VolumeSpec,
+    Author, ByteSize, Driver, Kind, Level, Limits, Name, Phase, Pool, PoolId, PoolMetadata, Replica, Revert, Service,
+    ServiceState, Source, Volume, VolumeId, VolumeSpec,
 };
 
 /// What a user asks of a new volume.
@@ -392,7 +392,11 @@ pub(super) fn roomiest_pool(draft: &Draft<'_>, size: ByteSize) -> Result<Pool, R
 
 /// A pool that is all but full promises nothing new, so that what it has promised has room to the last.
 fn full(pool: &Pool) -> Refusal {
-    Refusal::PoolFull { pool: pool.meta.name.clone(), percent: pool.spec.rules.refuse_percent }
+    let name = pool.meta.name.clone();
+    match pool.status.metadata.filter(|_| pool.is_short_of_metadata()) {
+        Some(PoolMetadata { used, capacity, .. }) => Refusal::PoolMetadataFull { pool: name, used, capacity },
+        None => Refusal::PoolFull { pool: name, percent: pool.spec.rules.refuse_percent },
+    }
 }
 
 /// Promises a volume of that size what it takes, and what is needed beside it while it is made; that is what it has been

@@ -259,7 +259,8 @@ fn take_snapshot(
     let (of, volume_name) = (volume.meta.id, volume.meta.name.clone());
     let spec = SnapshotSpec { volume: of, volume_name, set: Vec::new(), room: None };
     let meta = Meta::new(found.id, name, draft.now);
-    let room = pool.room(None, volume.spec.size);
+    // What it has, whatever would be usual now: that much of the pool is taken.
+    let room = pool.room(None, volume.spec.size).map(|usual| found.room.unwrap_or(usual));
     let promised = room.unwrap_or(found.size);
     let mut snapshot = Snapshot::new(meta, spec, volume.status.placement.clone(), promised);
     snapshot.status.room = room;

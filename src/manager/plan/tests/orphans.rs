@@ -152,6 +152,38 @@ fn a_purge_sets_a_tombstone_that_only_its_service_s_word_ends_and_is_the_same_wh
 }
 
 #[test]
+fn a_snapshot_that_is_adopted_is_promised_the_room_that_it_has() {
+    let mut world = World::new();
+    let pool = world.on_devices("thick", Driver::Lvm, 400).meta.id;
+    let volume = world.volume("v", 100, Some("thick")).unwrap();
+    world.make(&volume);
+    let (id, disk) = (volume.meta.id, Disk::from([(volume.meta.id, on_disk(&volume))]));
+    world.lose("v");
+    let snapshot = |number: u8, room: Option<ByteSize>| InventorySnapshot {
+        id: SnapshotId::from_bytes([100 + number; 16]),
+        pool,
+        volume: id,
+        name: format!("s{number}"),
+        size: ByteSize::mib(100),
+        at: NOW,
+        told: Generation::default(),
+        data: None,
+        room,
+        damage: None,
+    };
+    // The second one is told by a block service that does not say how much it has.
+    let sighting = world.sight(&disk, &[snapshot(1, Some(ByteSize::mib(12))), snapshot(2, None)]);
+    world.adopt(&sighting, id, &Adoption::default()).unwrap();
+    let room = |number: u8| {
+        let held = world.view.get::<Snapshot>(SnapshotId::from_bytes([100 + number; 16])).unwrap();
+        (held.status.room.unwrap(), held.status.promised)
+    };
+    assert_eq!(room(1), (ByteSize::mib(12), ByteSize::mib(12)));
+    assert_eq!(room(2).0, crate::model::room_of(None, ByteSize::mib(100), ByteSize::mib(4)));
+    world.assert_adds_up();
+}
+
+#[test]
 fn snapshots_come_back_with_their_volume_and_go_before_it() {
     let (mut world, disk, id) = with_orphan();
     let snapshot = |number: u8| InventorySnapshot {
@@ -163,6 +195,7 @@ fn snapshots_come_back_with_their_volume_and_go_before_it() {
         at: Timestamp::from_millis(5),
         told: Generation::default(),
         data: None,
+        room: None,
         damage: (number == 2).then(|| "bent".to_owned()),
     };
     let past = [snapshot(1), snapshot(2)];
@@ -249,6 +282,7 @@ fn many_volumes_with_many_snapshots_are_adopted_in_parts_that_fit_into_transacti
                 at: NOW,
                 told: Generation::default(),
                 data: None,
+                room: None,
                 damage: None,
             });
         }

@@ -116,9 +116,13 @@ fn metadata_is_promised_and_watched_like_data() {
     assert!(matches!(world.volume("a", 33, Some("p")), Err(Refusal::NoRoom { free, .. }) if free == ByteSize::mib(32)));
     world.volume("a", 32, None).unwrap();
     world.assert_adds_up();
-    world.look(10, Some(metadata(96)));
-    assert_eq!(world.the_pool().status.level, Level::Full);
+    world.look(10, Some(metadata(76)));
+    assert_eq!(world.the_pool().status.level, Level::Full, "from here on LVM makes nothing new");
     assert!(world.told()[0].1.as_ref().unwrap().contains("of its metadata"));
+    let refusal = world.volume("b", 1, Some("p")).unwrap_err();
+    assert!(matches!(refusal, Refusal::PoolMetadataFull { .. }), "{refusal}");
+    let higher = RuleChanges { refuse_percent: Some(100), ..RuleChanges::default() };
+    assert_eq!(world.rule(higher).unwrap().status.level, Level::Full, "whatever the rules say");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::model::{Fill, Room, room_of};
 const EXTENT: ByteSize = ByteSize::mib(4);
 
 impl World {
-    fn on_devices(&mut self, name: &str, driver: fn(Devices) -> Driver, mib: u64) -> Pool {
+    pub(super) fn on_devices(&mut self, name: &str, driver: fn(Devices) -> Driver, mib: u64) -> Pool {
         let id = PoolId::from_bytes(self.id());
         let driver = driver(Devices { devices: vec![format!("/dev/{name}").into()], ..Devices::default() });
         let name = name.parse().unwrap();
