@@ -23,9 +23,15 @@ step "write until it is extended" dd if=/dev/zero of=/dev/nbd1 bs=1M count=800 o
 wait_for 60 eval '[ "$(pool .status.size)" -gt $((1 << 30)) ]'
 step "which is told" told pool.autoextend
 same "up to its ceiling" "$(pool .status.size)" $((1200 << 20))
-refused 'No space left on device' dd if=/dev/zero of=/dev/nbd1 bs=1M seek=800 oflag=direct status=none
-# What goes through the page cache here is found to have no place when it is flushed.
-refused 'failed to flush' eval 'head -c 4M /dev/urandom | ctl volume upload late -'
+# The kernel's client is told of it at once (28 is ENOSPC), and makes an I/O error of whatever it is told.
+refused 'Input/output error|No space left on device' dd if=/dev/zero of=/dev/nbd1 bs=1M seek=800 oflag=direct status=none
+dmesg | grep -q 'nbd1: Other side returned error (28)' || die "it was told of another error"
+# Nothing waits in the page cache to be found without a place later: who writes hears of it, whole blocks or not.
+refused 'No space left on device' eval 'head -c 4M /dev/urandom | ctl volume upload late -'
+for part in "5 3" "4096 4096" "1000 100000"; do
+  same "a write of late at $part" "$(nbd-map "$STATE/block/nbd.sock" late write $part)" 'No space left on device'
+done
+! dmesg | grep 'lost async page write' || die "something was lost that had been acknowledged"
 wait_for 60 told pool.full
 refused 'all but full' ctl volume create no --size 1MiB --pool brim
 dd if=/dev/urandom of=/dev/nbd0 bs=1M count=8 oflag=direct status=none
