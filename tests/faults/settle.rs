@@ -110,6 +110,10 @@ pub fn settle(arena: &mut Arena, scene: &Scene, writers: &mut [Writer], bare: &B
     for manager in &scene.reach.managers {
         assert_nothing_passes(manager);
     }
+    // Which is noticed at the next look at them.
+    until_seen(control, "pools to have room again", "pool list", |list| {
+        each_of(list).all(|pool| pool["status"]["level"] != "full")
+    });
     check(scene);
     assert_record(scene);
     for writer in &mut *writers {
