@@ -93,6 +93,8 @@ cluster_up() {
 # settled: every service is back and the store, the manager's view and the devices agree.
 settled() {
   wait_for 60 all_ready
+  # A service that has just come back is ready a moment before it serves everything.
+  (wait_for 60 ctl check) || true
   ctl check
 }
 
