@@ -223,7 +223,8 @@ impl Volume {
         self.has_image() && self.status.phase == Phase::Ready
     }
 
-    /// Whether all of an image's bytes came to it and were compared with their checksum, however it stands now.
+    /// Whether all of an image's bytes came to it and were compared with their checksum, however that ended and however it
+    /// stands now.
     pub fn has_image(&self) -> bool {
         let written = match self.spec.image.as_ref().map(|tie| &tie.role) {
             Some(ImageRole::Sealed { seal }) => self.status.observed_generation >= seal.since,
