@@ -20,7 +20,7 @@ FUZZERS := $(notdir $(wildcard tests/fuzz/seeds/*))
 # What the tests drive symphony with, and the packages that bring it: program=package.
 PROGRAMS := etcd=etcd-server etcdctl=etcd-client fio=fio nbdinfo=libnbd-bin nbdcopy=libnbd-bin nbdsh=python3-libnbd \
             nbdkit=nbdkit qemu-img=qemu-utils qemu-io=qemu-utils mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs xfs_io=xfsprogs \
-            mount=mount ip=iproute2 thin_restore=thin-provisioning-tools \
+            mount=mount ip=iproute2 lvm=lvm2 thin_restore=thin-provisioning-tools \
             setpriv=util-linux unshare=util-linux openssl=openssl
 # What runs guests and makes them out of packages; what is in the guests is downloaded, not installed.
 VM_PROGRAMS := qemu-system-x86_64=qemu-system-x86 python3=python3 modprobe=kmod depmod=kmod nbdkit=nbdkit

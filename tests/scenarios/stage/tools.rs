@@ -13,21 +13,24 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fio", "fio"),
     ("mkfs.ext4", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
+    ("mke2fs", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("xfs_io", "xfsprogs"),
     ("etcdctl", "etcd-client"),
     ("ip", "iproute2"),
-    ("mount", "mount"),
+    ("lvm", "lvm2"),
+    ("losetup", "mount"),
     ("umount", "mount"),
-    ("bash", "bash"),
     ("ldd", "libc-bin"),
 ];
 
 /// Runs a program that is in `PATH` or where administrators have theirs.
 #[track_caller]
 pub fn tool(program: &str, arguments: &[&str]) -> Outcome {
-    let package = PACKAGES.iter().find(|(name, _)| *name == program).map(|(_, package)| *package);
+    let package = PACKAGES.iter().find(|(name, _)| *name == program).map_or(program, |(_, package)| *package);
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let found = std::env::split_paths(&path).map(|place| place.join(program)).find(|place| place.is_file());
-    let found = found.unwrap_or_else(|| panic!("{program} is missing: install the package '{package:?}'"));
+    let found = found.unwrap_or_else(|| panic!("{program} is missing: install the package '{package}'"));
     let mut command = mortal(found);
     command.args(arguments);
     finish(command)
