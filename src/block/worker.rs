@@ -13,6 +13,7 @@ use super::places::Places;
 use crate::backend::{Backend, BackendError, Ensured, VolumeLayout};
 use crate::export::{Account, AdmitError, ExportTable, Freeze, Grant, ServedExport};
 use crate::host::DocumentError;
+use crate::io::{FaultIo, Toll};
 use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
@@ -135,6 +136,8 @@ pub struct Worker {
     places: Arc<Places>,
     /// A pool is opened by one at a time.
     opening: Turns<PoolId>,
+    /// What of clients' operations is to fail.
+    toll: Option<Toll>,
 }
 
 impl Worker {
@@ -143,7 +146,27 @@ impl Worker {
         let (accounts, taking) = (Mutex::default(), Turns::default());
         let (images, withheld) = (Images::new(peers), Mutex::default());
         let (cluster, opening) = (Mutex::new(cluster), Turns::default());
-        Self { cluster, pools, exports, served, accounts, admitted, taking, images, withheld, doors, places, opening }
+        let toll = None;
+        Self {
+            cluster,
+            pools,
+            exports,
+            served,
+            accounts,
+            admitted,
+            taking,
+            images,
+            withheld,
+            doors,
+            places,
+            opening,
+            toll,
+        }
+    }
+
+    /// Fails of what clients ask for what the toll says.
+    pub fn with_toll(self, toll: Option<Toll>) -> Self {
+        Self { toll, ..self }
     }
 
     fn cluster(&self) -> ClusterId {
@@ -279,6 +302,10 @@ impl Worker {
             let description = format!("symphony volume {}", volume.id);
             let name = volume.name.to_string();
             let id = bytes_of(volume);
+            let io = match &self.toll {
+                Some(toll) => Arc::new(FaultIo::tolled(io, toll.clone())),
+                None => io,
+            };
             self.exports.publish(ServedExport { name, id, description, io, read_only: false, account })?;
         }
         self.served().insert(volume.id, Served { as_assigned: volume.clone(), size });

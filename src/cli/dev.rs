@@ -82,6 +82,7 @@ pub async fn run(args: DevArgs) -> Result<()> {
             managers: vec![manager.to_string()],
             join: None,
             metrics: None,
+            toll: None,
         };
         let ready = move || {
             if up.send(manager).is_err() {

@@ -1,6 +1,6 @@
 //! `symphony manager run` and `symphony block run`.
 
-use crate::block::{self, BlockConfig, EngineChoice, Join, Lineage, SimulationConfig};
+use crate::block::{self, BlockConfig, EngineChoice, Join, Lineage, SimulationConfig, Toll};
 use crate::ctl::{EtcdArgs, default_config_dir};
 use crate::host::{Inheritance, Program, Supervisor};
 use crate::manager::{self, EtcdFiles, ManagerConfig, Password, StoreConfig};
@@ -107,6 +107,9 @@ pub struct BlockArgs {
     /// Be N block services that hold nothing, to load managers with: each joins and says that all it is given is there
     #[arg(long, env = "SYMPHONY_BLOCK_SIMULATE", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=20_000))]
     simulate: Option<u16>,
+    /// While FILE is there, fail as many of a thousand operations on volumes as it says: to test what uses them
+    #[arg(long, env = "SYMPHONY_BLOCK_FAIL_IO", value_name = "FILE")]
+    fail_io: Option<PathBuf>,
 }
 
 /// Requests the end of `shutdown` at the first SIGTERM or SIGINT.
@@ -176,6 +179,7 @@ pub async fn block(args: BlockArgs, lineage: Lineage) -> Result<()> {
         managers: args.managers,
         join,
         metrics: args.metrics_listen,
+        toll: args.fail_io.map(Toll::new),
     };
     block::run(config, lineage, shutdown, || {}).await.context("running the block service")
 }

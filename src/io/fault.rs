@@ -3,12 +3,15 @@
 //!
 //! It decides before the layer below is asked: an operation that fails here has changed nothing, but for a write that is
 //! torn. A flush or durable write that fails is remembered, as the trait asks for, until the layer is healed.
+//!
+//! What a layer does is decided by who made it, call by call, or from outside its process, by a [`Toll`].
 
 use super::crash::SECTOR;
-use super::{BlockIo, Extent};
+use super::{BlockIo, Extent, RawFile};
 use nix::errno::Errno;
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The verbs of [`BlockIo`].
@@ -135,10 +138,31 @@ impl Gate {
     }
 }
 
+/// A file that says, as long as it is there, how many of a thousand operations fail with `EIO`: a decimal number. Anything
+/// else in it is none of them. Once it is gone the medium is healed.
+#[derive(Clone, Debug)]
+pub struct Toll(PathBuf);
+
+impl Toll {
+    pub fn new(file: impl Into<PathBuf>) -> Self {
+        Self(file.into())
+    }
+
+    fn is_due(&self) -> bool {
+        self.0.exists()
+    }
+
+    fn per_mille(&self) -> Option<u16> {
+        let said = std::fs::read_to_string(&self.0).ok()?;
+        Some(said.trim().parse().unwrap_or_default())
+    }
+}
+
 /// See the module.
 pub struct FaultIo {
     below: Arc<dyn BlockIo>,
     plan: Mutex<Plan>,
+    toll: Option<Toll>,
 }
 
 #[derive(Default)]
@@ -159,13 +183,18 @@ struct Dice {
 impl FaultIo {
     /// A layer that does nothing until it is told to.
     pub fn new(below: Arc<dyn BlockIo>) -> Self {
-        Self { below, plan: Mutex::default() }
+        Self { below, plan: Mutex::default(), toll: None }
     }
 
     /// A layer that fails `per_mille` of a thousand operations with `errno`; the seed decides which.
     pub fn seeded(below: Arc<dyn BlockIo>, seed: u64, per_mille: u16, errno: i32) -> Self {
         let dice = Some(Dice { random: fastrand::Rng::with_seed(seed), per_mille, errno });
-        Self { below, plan: Mutex::new(Plan { dice, ..Plan::default() }) }
+        Self { below, plan: Mutex::new(Plan { dice, ..Plan::default() }), toll: None }
+    }
+
+    /// A layer that fails what the toll says. As long as there is none, engines may go around it.
+    pub fn tolled(below: Arc<dyn BlockIo>, toll: Toll) -> Self {
+        Self { below, plan: Mutex::default(), toll: Some(toll) }
     }
 
     /// Adds a line to the script. The first line that matches an operation has its effect.
@@ -190,10 +219,21 @@ impl FaultIo {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn decide(&self, performed: Performed) -> Option<Effect> {
+        let mut plan = self.plan();
+        let Some(toll) = &self.toll else { return plan.decide(performed) };
+        match toll.per_mille() {
+            Some(per_mille) => (fastrand::u16(0..1000) < per_mille).then_some(Effect::Fail(Errno::EIO as i32)),
+            None => {
+                plan.lost = None;
+                None
+            }
+        }
+    }
+
     fn meet(&self, operation: Operation, offset: u64, length: u64) -> io::Result<()> {
         let performed = Performed { operation, offset, length, fua: false };
-        let effect = self.plan().decide(performed);
-        act(effect)
+        act(self.decide(performed))
     }
 }
 
@@ -241,7 +281,7 @@ impl BlockIo for FaultIo {
 
     fn write(&self, buffer: &[u8], offset: u64, fua: bool) -> io::Result<()> {
         let performed = Performed { operation: Operation::Write, offset, length: buffer.len() as u64, fua };
-        let effect = self.plan().decide(performed);
+        let effect = self.decide(performed);
         let outcome = match &effect {
             Some(Effect::Tear { sectors, .. }) => {
                 let front = buffer.len().min(sectors.saturating_mul(SECTOR));
@@ -283,6 +323,11 @@ impl BlockIo for FaultIo {
     fn prefetch(&self, offset: u64, length: u64) -> io::Result<()> {
         self.meet(Operation::Prefetch, offset, length)?;
         self.below.prefetch(offset, length)
+    }
+
+    fn raw(&self) -> Option<&RawFile> {
+        // Who goes around this layer meets no faults.
+        self.toll.as_ref().filter(|toll| !toll.is_due()).and_then(|_| self.below.raw())
     }
 
     fn expect_questions(&self) {
