@@ -93,6 +93,11 @@ impl Arena {
         self.scratch.as_ref().expect("a directory until the end").path()
     }
 
+    /// Says how many of a thousand operations on a block service's volumes are to fail.
+    fn toll(&self, place: usize) -> PathBuf {
+        self.path().join(format!("toll-{place}"))
+    }
+
     fn host(&self, place: usize) -> Option<Host> {
         self.network.as_ref().map(|network| network.host(&format!("host-{place}")).clone())
     }
@@ -188,7 +193,8 @@ impl Arena {
         let (directory, config) = self.config_dir(&name);
         let on = self.shape.managers + place;
         let host = self.host(on);
-        let mut arguments = vec!["block", "run", "--config-dir", path_text(&directory)];
+        let toll = self.toll(place);
+        let mut arguments = vec!["block", "run", "--config-dir", path_text(&directory), "--fail-io", path_text(&toll)];
         match &host {
             Some(host) => arguments.extend(["--advertise-address", &host.address]),
             None => arguments.extend(["--listen-port", "0", "--nbd-port", "0"]),
@@ -258,6 +264,7 @@ impl Arena {
             Fault::FillPool(block) => self.pools[*block].fill(),
             Fault::FillConfig(process) => self.node(*process).config.as_ref().expect("a file system").fill(),
             Fault::BreakDisk(block) => self.pools[*block].shut_down(),
+            Fault::FailIo(block, share) => std::fs::write(self.toll(*block), share.to_string()).expect("a file"),
         }
     }
 
@@ -276,6 +283,7 @@ impl Arena {
             Fault::HangUp(host) => self.relays[host].trouble.hang_up(false),
             Fault::FillPool(block) => self.pools[*block].make_room(),
             Fault::FillConfig(process) => self.node(*process).config.as_ref().expect("a file system").make_room(),
+            Fault::FailIo(block, _) => std::fs::remove_file(self.toll(*block)).expect("the file of the beginning"),
             Fault::BreakDisk(block) => {
                 self.kill(Process::Block(*block));
                 self.pools[*block].remount();

@@ -1,6 +1,6 @@
 //! File systems that can be filled, and made to fail as a disk does that is pulled out.
 //!
-//! No option of the program is needed for it: XFS can be shut down, whereupon the kernel answers every access with EIO, until
+//! That needs no option of the program: XFS can be shut down, whereupon the kernel answers every access with EIO, until
 //! it is mounted anew.
 
 use crate::stage::{path_text, tool, until};

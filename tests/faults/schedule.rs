@@ -48,6 +48,8 @@ pub enum Fault {
     FillPool(usize),
     /// The file system of a process's config directory is full.
     FillConfig(Process),
+    /// So many of a thousand operations of clients on a service's volumes fail, by the layer for that in `io`.
+    FailIo(usize, u16),
     /// Every access to a pool's file system fails; at the end the service is killed, the disk replaced, the service started.
     BreakDisk(usize),
 }
@@ -78,7 +80,9 @@ impl Fault {
     fn target(&self) -> Target {
         match self {
             Fault::Kill(process) | Fault::Pause(process) | Fault::FillConfig(process) => Target::Process(*process),
-            Fault::FillPool(block) | Fault::BreakDisk(block) => Target::Process(Process::Block(*block)),
+            Fault::FillPool(block) | Fault::BreakDisk(block) | Fault::FailIo(block, _) => {
+                Target::Process(Process::Block(*block))
+            }
             // Cuts are mended one by one, so that one must not mend what another has cut.
             Fault::Slow(host, _) | Fault::HangUp(host) => Target::Relays(*host),
             Fault::Deafen(..) | Fault::Part(..) | Fault::Isolate(_) | Fault::Flicker(..) => Target::Network,
@@ -92,15 +96,16 @@ impl Fault {
         let networks = if shape.hosts > 1 { 6 } else { 0 };
         let relays = if shape.relays { 2 } else { 0 };
         let disks = if shape.disks { 4 } else { 0 };
-        match random.u32(..8 + networks + relays + disks) {
+        match random.u32(..10 + networks + relays + disks) {
             0..5 => Fault::Kill(anybody),
             5..8 => Fault::Pause(anybody),
-            kind if kind < 8 + networks => Self::of_network(random, shape.hosts, kind - 8),
-            kind if kind < 8 + networks + relays => {
+            8 | 9 => Fault::FailIo(block, [20, 200, 1000][random.usize(..3)]),
+            kind if kind < 10 + networks => Self::of_network(random, shape.hosts, kind - 10),
+            kind if kind < 10 + networks + relays => {
                 let host = random.usize(1..shape.managers);
                 if random.bool() { Fault::Slow(host, random.u64(10..700)) } else { Fault::HangUp(host) }
             }
-            kind => match (kind - 8 - networks - relays, anybody) {
+            kind => match (kind - 10 - networks - relays, anybody) {
                 (0, _) => Fault::FillPool(block),
                 (1, _) | (_, Process::Etcd(_)) => Fault::BreakDisk(block),
                 _ => Fault::FillConfig(anybody),
@@ -212,6 +217,6 @@ mod tests {
             let all = (0..40).flat_map(|seed| plan(seed, shape, 60_000));
             all.map(|it| std::mem::discriminant(&it.fault)).collect::<std::collections::HashSet<_>>()
         };
-        assert_eq!((kinds(&HOSTS).len(), kinds(&ONE).len()), (11, 2));
+        assert_eq!((kinds(&HOSTS).len(), kinds(&ONE).len()), (12, 3));
     }
 }
