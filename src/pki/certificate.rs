@@ -9,8 +9,8 @@ use super::key::{PublicKey, encode};
 use super::{Bearer, Error};
 use crate::model::{Name, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::time::Duration;
@@ -18,6 +18,9 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 const LABEL: &str = "CERTIFICATE";
+/// The key usage `digitalSignature`, as an object identifier and a DER bit string (RFC 5280 section 4.2.1.3).
+const KEY_USAGE: &[u64] = &[2, 5, 29, 15];
+const DIGITAL_SIGNATURE: [u8; 4] = [3, 2, 7, 0x80];
 /// How far clocks may disagree: certificates are valid from this long before they are issued.
 const SKEW: Duration = Duration::from_secs(5 * 60);
 /// Hosts and addresses that a certificate names, at most.
@@ -67,7 +70,9 @@ pub(super) fn root_params(name: &Name, validity: Validity) -> Result<Certificate
 pub(super) fn leaf_params(bearer: &Bearer, names: &[String], validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = params(&format!("{} {}", bearer.role, bearer.id), validity)?;
     params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // Not critical, as rcgen would have it: qemu before 10.0.7 then insists on `keyEncipherment`, which a key of ECDSA must not
+    // have (RFC 8813).
+    params.custom_extensions.push(CustomExtension::from_oid_content(KEY_USAGE, DIGITAL_SIGNATURE.to_vec()));
     params.extended_key_usages = match bearer.role.is_service() {
         true => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         false => vec![ExtendedKeyUsagePurpose::ClientAuth],

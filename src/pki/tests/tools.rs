@@ -23,6 +23,20 @@ fn openssl(stage: &Stage, files: &[ToolFile; 3], host: &[&str]) -> (bool, String
 }
 
 #[test]
+fn a_certificate_says_that_it_signs_and_that_this_may_be_overlooked() {
+    let stage = Stage::new();
+    let [_, (_, certificate), _] = stage.issue(stage.bearer(Role::Data)).tool_files(Side::Client).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), certificate.as_bytes()).unwrap();
+    let arguments = ["x509", "-noout", "-ext", "keyUsage,extendedKeyUsage", "-in"];
+    let output = Command::new("openssl").args(arguments).arg(file.path()).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = said.lines().map(str::trim).collect();
+    assert!(lines.contains(&"X509v3 Key Usage:") && lines.contains(&"Digital Signature"), "{said}");
+    assert!(lines.contains(&"TLS Web Client Authentication"), "{said}");
+}
+
+#[test]
 fn openssl_accepts_what_is_issued_and_sees_its_limits() {
     let mut stage = Stage::new();
     let files = stage.issue(stage.bearer(Role::Block)).tool_files(Side::Server).unwrap();
