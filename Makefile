@@ -45,7 +45,7 @@ test: tools test-tools ## Run every test
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  echo cargo nextest run --locked; cargo nextest run --locked; \
 	else \
-	  echo cargo test --locked; cargo test --locked -- --skip faults::managers_and --skip faults::one_machine; \
+	  echo cargo test --locked; cargo test --locked; \
 	fi
 
 test-faults: tools test-tools ## Hurt real processes at random for MINUTES (default 10); SEED=… repeats a run's faults

@@ -61,7 +61,7 @@ async fn measure(store: &str, mut fleet: Fleet, raw: Rates, extent: &Extent, fig
     make_pools(&fleet, count).await?;
     let without = fleet.manager.resident()?;
     figures.add(format!("{store}: manager, {count} sessions and pools"), without - empty, "MiB", None);
-    let mut made = 0;
+    let (mut made, mut fewest) = (0, None);
     for &volumes in &extent.volumes {
         let row = |what: &str| format!("{store}, {volumes} volumes: {what}");
         let more = volumes.saturating_sub(made);
@@ -86,6 +86,10 @@ async fn measure(store: &str, mut fleet: Fleet, raw: Rates, extent: &Extent, fig
         figures.add(row("listing all of them, each 1,000"), per_thousand, "ms", None);
         let each = (fleet.manager.resident()? - without) / made as f64 * 1000.0;
         figures.add(row("manager's memory, each 1,000"), each, "MiB", Some("under 4"));
+        // What grows with the number of volumes costs each of them the same.
+        let (create, show) = *fewest.get_or_insert((rate, per_thousand));
+        figures.add(row("cost of a create, beside that with the fewest"), create / rate, "x", None);
+        figures.add(row("cost of listing one, beside that with the fewest"), per_thousand / show, "x", None);
         // While the manager has been there for a while: one that has just begun gives services time to come to it.
         let down = fleet.lose_one_service(&format!("lost-{volumes}")).await?.as_secs_f64();
         figures.add(row("block service's kill to down"), down, "s", Some("under 5"));
