@@ -65,8 +65,8 @@ enum TaskError {
     Abandoned,
     #[error("cannot remember where the host's pools are")]
     Places(#[source] DocumentError),
-    #[error("its bytes are to be overwritten first; `symphony ctl volume remove {volume} --no-wipe` gives up on that")]
-    Wipe { volume: Name, source: BackendError },
+    #[error("its bytes are to be overwritten first; `symphony ctl {kind} remove {name} --no-wipe` gives up on that")]
+    Wipe { kind: Kind, name: Name, source: BackendError },
     #[error(transparent)]
     Freeze(#[from] crate::export::FreezeError),
     #[error(transparent)]
@@ -213,7 +213,7 @@ impl Worker {
                 volume_report(volume, Observed::Absent)
             }
             Assigned::Snapshot(snapshot) => {
-                self.pool(snapshot.pool)?.remove_snapshot(snapshot.id)?;
+                self.remove_snapshot(snapshot)?;
                 snapshot_report(snapshot, Observed::Absent)
             }
             Assigned::Attachment(held) => {
@@ -372,7 +372,7 @@ impl Worker {
         self.images.withdraw(volume.id);
         self.withhold_no_longer(volume.id);
         if volume.wipe {
-            let failed = |source| TaskError::Wipe { volume: volume.name.clone(), source };
+            let failed = |source| TaskError::Wipe { kind: Kind::Volume, name: volume.name.clone(), source };
             backend.wipe_volume(volume.id).map_err(failed)?;
         }
         backend.remove_volume(volume.id)?;
@@ -441,6 +441,7 @@ fn snapshot_report(snapshot: &SnapshotAssignment, taken: Observed<TakenSnapshot>
         generation: snapshot.generation,
         snapshot: taken,
         spoilt: false,
+        progress: None,
         failure: None,
     })
 }

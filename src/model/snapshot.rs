@@ -1,8 +1,8 @@
 //! Snapshots: volumes as they were at one instant.
 
 use super::{
-    ByteSize, Fill, Generation, Level, Meta, Name, Phase, PoolId, PoolRules, Replica, Room, ServiceId, SnapshotId,
-    Timestamp, VolumeId,
+    ByteSize, Fill, Generation, Level, Meta, Name, Phase, PoolId, PoolRules, Progress, Replica, Room, ServiceId,
+    SnapshotId, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct SnapshotSpec {
     /// What the user asked for in a pool of the driver `lvm`; absent: what is usual.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub room: Option<Room>,
+    /// With the tombstone: what its room holds is overwritten before that is given back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wipe: bool,
 }
 
 /// One of several snapshots that are taken at the same instant.
@@ -64,6 +67,9 @@ pub struct SnapshotStatus {
     /// More of its volume was changed than it had room for: nothing can be made of it any more.
     #[serde(default)]
     pub spoilt: bool,
+    /// While its room is overwritten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -81,6 +87,7 @@ impl Snapshot {
             fill: None,
             level: Level::Ok,
             spoilt: false,
+            progress: None,
             message: None,
         };
         Self { meta, spec, status }

@@ -6,7 +6,7 @@
 use super::{Served, TaskError, Worker};
 use crate::backend::{Backend, BackendError, SnapshotLayout};
 use crate::export::Freeze;
-use crate::model::{Name, SnapshotAssignment, SnapshotMember, TakenSnapshot, Timestamp, VolumeId};
+use crate::model::{Kind, Name, SnapshotAssignment, SnapshotMember, TakenSnapshot, Timestamp, VolumeId};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -46,6 +46,16 @@ impl Worker {
             drop(still);
         }
         Ok(own.settle_snapshot(snapshot.id)?)
+    }
+
+    pub(super) fn remove_snapshot(&self, snapshot: &SnapshotAssignment) -> Result<(), TaskError> {
+        let backend = self.pool(snapshot.pool)?;
+        if snapshot.wipe {
+            let failed = |source| TaskError::Wipe { kind: Kind::Snapshot, name: snapshot.name.clone(), source };
+            backend.wipe_snapshot(snapshot.id).map_err(failed)?;
+        }
+        backend.remove_snapshot(snapshot.id)?;
+        Ok(())
     }
 
     fn members(&self, snapshot: &SnapshotAssignment) -> Result<Vec<Member>, TaskError> {

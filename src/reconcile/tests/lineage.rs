@@ -12,6 +12,7 @@ fn snapshot(id: u8, volume: u8) -> SnapshotAssignment {
         pool: PoolId::from_bytes([1; 16]),
         set: Vec::new(),
         room: None,
+        wipe: false,
         made: false,
         removed: false,
     }

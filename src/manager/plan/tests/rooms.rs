@@ -38,7 +38,8 @@ impl World {
             true => (Observed::Unknown, Some("it is spoilt".to_owned())),
             false => (Observed::Known(taken), None),
         };
-        let report = [Report::Snapshot(SnapshotReport { id, generation, snapshot: seen, spoilt, failure })];
+        let report = SnapshotReport { id, generation, snapshot: seen, spoilt, progress: None, failure };
+        let report = [Report::Snapshot(report)];
         self.write(|draft| take_reports(draft, service_id(), session_id(), &report)).unwrap();
     }
 
@@ -145,7 +146,7 @@ fn a_snapshot_that_fills_up_is_told_of_once_a_level_and_a_spoilt_one_stays_spoil
     assert!(refused.contains("is spoilt") && refused.contains("volume 'v'"), "{refused}");
     let refused = world.write(|draft| revert_volume(draft, &somebody(), "v", "s")).unwrap_err().to_string();
     assert!(refused.contains("is spoilt"), "{refused}");
-    world.write(|draft| remove_snapshot(draft, &somebody(), "s")).unwrap();
+    world.write(|draft| remove_snapshot(draft, &somebody(), "s", None)).unwrap();
     world.assert_adds_up();
 }
 
@@ -311,7 +312,7 @@ proptest! {
                     gone.as_ref().map(|volume| world.report_gone(volume)).is_err()
                 }
                 Deed::SnapshotGone(name) => {
-                    let gone = world.write(|draft| remove_snapshot(draft, &somebody(), &format!("s{name}")));
+                    let gone = world.write(|draft| remove_snapshot(draft, &somebody(), &format!("s{name}"), None));
                     gone.as_ref().map(|snapshot| world.report_snapshot(snapshot, Observed::Absent)).is_err()
                 }
             };
