@@ -51,8 +51,8 @@ pub enum Verb {
     #[command(
         visible_alias = "rm",
         after_help = "In a pool of driver lvm a snapshot's room holds what its volume was before it changed. Without --wipe that is \
-                      given back as it is: nobody else reads it, since new volumes read as zeros. What putting a volume back and \
-                      shrinking it have left elsewhere on the disks is not overwritten. Wiping goes on where it stopped when the \
+                      given back as it is: nobody else reads it, since new volumes read as zeros. What copies \
+                      and shrinking have left elsewhere on the disks is not overwritten. Wiping goes on where it stopped when the \
                       block service dies, and the volume can be used meanwhile; if the disk fails, the snapshot says so, and \
                       --no-wipe removes it as it is.\n\
                       Example: symphony ctl snapshot remove monday --wipe"

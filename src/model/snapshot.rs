@@ -119,3 +119,32 @@ impl Snapshot {
         new
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SnapshotAssignment;
+
+    #[test]
+    fn what_was_written_before_snapshots_were_wiped_is_read_and_the_wish_is_kept() {
+        let (id, pool, service) = (SnapshotId::generate(), PoolId::generate(), ServiceId::generate());
+        let (volume, volume_name) = (VolumeId::generate(), "v".parse().unwrap());
+        let spec = SnapshotSpec { volume, volume_name, set: Vec::new(), room: None, wipe: false };
+        let meta = Meta::new(id, "s".parse().unwrap(), Timestamp::EPOCH);
+        let mut snapshot = Snapshot::new(meta, spec, vec![Replica { pool, service }], ByteSize::mib(1));
+        for wipe in [false, true] {
+            snapshot.spec.wipe = wipe;
+            snapshot.status.progress = wipe.then_some(Progress { done: ByteSize::mib(1), of: ByteSize::mib(4) });
+            let assigned = SnapshotAssignment::of(&snapshot, service).unwrap();
+            assert_eq!(assigned.wipe, wipe);
+            let (document, held) =
+                (serde_json::to_string(&snapshot).unwrap(), serde_json::to_string(&assigned).unwrap());
+            for text in [&document, &held] {
+                assert_eq!(text.contains("wipe"), wipe, "{text}");
+            }
+            assert_eq!(document.contains("progress"), wipe, "{document}");
+            assert_eq!(serde_json::from_str::<Snapshot>(&document).unwrap(), snapshot);
+            assert_eq!(serde_json::from_str::<SnapshotAssignment>(&held).unwrap(), assigned);
+        }
+    }
+}

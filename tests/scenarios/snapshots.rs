@@ -42,6 +42,8 @@ fn a_volume_s_past_is_kept_copied_and_put_back(backing: Backing) {
     holds(&ctl, "twin", 2);
     assert_eq!(nbd_size(&ctl.uri("twin", "nbd")), 16 << 20);
     ctl.run("volume remove db").fails(4, &["has snapshots 'monday'", "snapshot remove"]);
+    ctl.run("snapshot remove monday --wipe").fails(4, &["'monday'", "driver file", "without --wipe"]);
+    ctl.run("snapshot remove monday --wipe --no-wipe").fails(2, &["--wipe", "--no-wipe"]);
     ctl.ok("volume revert db --to monday");
     holds(&ctl, "db", 1);
     holds(&ctl, "twin", 2);

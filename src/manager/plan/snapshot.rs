@@ -163,7 +163,7 @@ pub fn remove_snapshot(
     if wipe == Some(true) && !snapshot.spec.wipe {
         check_wipe(draft, &snapshot)?;
     }
-    if let Some(user) = user_of(draft, &snapshot) {
+    if let Some(user) = user_of(draft, &snapshot).filter(|_| !snapshot.meta.is_removed()) {
         return Err(Refusal::Precondition(format!(
             "snapshot '{name}' is still being copied for volume '{user}': remove it once that volume is ready"
         )));
