@@ -42,8 +42,6 @@ fn a_volume_s_past_is_kept_copied_and_put_back(backing: Backing) {
     holds(&ctl, "twin", 2);
     assert_eq!(nbd_size(&ctl.uri("twin", "nbd")), 16 << 20);
     ctl.run("volume remove db").fails(4, &["has snapshots 'monday'", "snapshot remove"]);
-    ctl.run("snapshot remove monday --wipe").fails(4, &["'monday'", "driver file", "without --wipe"]);
-    ctl.run("snapshot remove monday --wipe --no-wipe").fails(2, &["--wipe", "--no-wipe"]);
     ctl.ok("volume revert db --to monday");
     holds(&ctl, "db", 1);
     holds(&ctl, "twin", 2);
@@ -147,6 +145,21 @@ fn a_block_service_killed_over_and_over_takes_every_snapshot_once() {
         assert_eq!(together("db"), together("log"), "one instant");
     }
     ctl.check_when_settled();
+}
+
+#[test]
+fn a_snapshot_without_room_of_its_own_is_not_wiped_and_stays() {
+    let Some(Stage { _mounted, cluster }) = stage(Backing::Embedded) else { return };
+    let ctl = cluster.ctl();
+    ctl.ok("volume create db --size 1M");
+    ctl.ok("snapshot create db monday");
+    ctl.run("snapshot remove monday --wipe").fails(4, &["'monday'", "'shares'", "driver file", "without --wipe"]);
+    ctl.run("snapshot remove monday --wipe --no-wipe").fails(2, &["--wipe", "--no-wipe"]);
+    ctl.run("snapshot remove tuesday --wipe").fails(3, &["no snapshot 'tuesday'"]);
+    assert_eq!(ctl.text("snapshot get monday", "/status/phase"), "ready");
+    ctl.ok("snapshot remove monday --no-wipe");
+    assert!(ctl.names("snapshot").is_empty());
+    ctl.check();
 }
 
 #[test]
