@@ -21,7 +21,7 @@
 //! A snapshot of `lvm-thin` costs nothing until something changes, and stands on its own. One of `lvm` has room for a
 //! part of its volume's changes, as stated or as usual ([`Room`]), and is lost when they are more: it says so, and the
 //! volume is not harmed. The volume cannot be removed before it, nor grow beside it, and copies of either are made byte by
-//! byte.
+//! byte. Its room holds old bytes of the volume: those can be overwritten before it is removed.
 //!
 //! Never here: what should exist, and what may be promised.
 //!

@@ -41,11 +41,11 @@ pub fn plan_wipe(sight: &Sight, id: VolumeId) -> Result<Vec<Step>, BackendError>
 /// The way from a snapshot's room, once that is alone, to one that holds zeros and nothing else, to be removed.
 pub fn plan_wipe_room(sight: &Sight, id: SnapshotId) -> Result<Vec<Step>, BackendError> {
     let Some(lv) = sight.lv(&names::snapshot(id)) else { return Ok(Vec::new()) };
-    if lv.origin.is_some() || lv.segments != "linear" {
-        return Err(damaged(lv, "it is to be overwritten and is not a room alone"));
+    if lv.origin.is_some() {
+        return Err(damaged(lv, "its room is to be overwritten, and it is a snapshot still"));
     }
-    // Whoever split it off may have died before the kernel heard of it, for which it is the snapshot still: what is written
-    // there lands anywhere in the room, and most of the room is left as it was.
+    // Whoever split it off may have died before the kernel heard of it, for which it is the snapshot still: zeros that are
+    // written there land beside what the room held before. To make active what is active changes nothing.
     let mut ready = Vec::from_iter(lv.active.then(|| Act::Deactivate.on(&lv.name)));
     ready.push(Act::Activate.on(&lv.name));
     let told = snapshot::decoded(lv, id).ok();
@@ -148,10 +148,11 @@ mod tests {
 
     /// All that is left is overwritten once, in order, and noted only after it.
     fn check(seen: &Reported, wiped: Option<u64>, steps: &[Step]) {
-        let (lv, told) = (&seen.lvs[0], |tags: &[String]| {
+        let told = |tags: &[String]| {
             let of_volume = VolumeTags::decode(tags).map(|it| it.map(|it| (it.state, it.wiped)));
             of_volume.or_else(|_| SnapshotTags::decode(tags).map(|it| it.map(|it| (it.state, it.wiped)))).unwrap()
-        });
+        };
+        let lv = &seen.lvs[0];
         let (end, mut present) = (lv.size.as_u64(), &lv.tags);
         let mut reached = wiped.unwrap_or(0).min(end);
         let (mut noted, mut forgotten, mut activated) = (reached, false, false);
