@@ -8,8 +8,8 @@ pub mod lvm;
 
 use crate::io::BlockIo;
 use crate::model::{
-    ByteSize, ClusterId, Generation, InventorySnapshot, InventoryVolume, Name, PoolCapacity, PoolId, Progress, Revert,
-    SnapshotId, Source, TakenSnapshot, Timestamp, VolumeId,
+    AssignedId, ByteSize, ClusterId, Generation, InventorySnapshot, InventoryVolume, Name, PoolCapacity, PoolId,
+    Progress, Revert, SnapshotId, Source, TakenSnapshot, Timestamp, VolumeId,
 };
 use std::sync::Arc;
 
@@ -119,14 +119,14 @@ pub trait Backend: Send + Sync + 'static {
     /// [`BackendError::Refused`] where overwriting a volume's bytes does not overwrite what the medium holds of them.
     fn wipe_volume(&self, id: VolumeId) -> Result<(), BackendError>;
 
-    /// How far the work on volumes is that takes long, as long as it is under way.
-    fn progress(&self) -> Vec<(VolumeId, Progress)> {
+    /// How far the work on volumes and snapshots is that takes long, as long as it is under way.
+    fn progress(&self) -> Vec<(AssignedId, Progress)> {
         Vec::new()
     }
 
-    /// Lets what takes long end soon, unfinished, as if it had been killed: on one volume, or on all. What has not been
+    /// Lets what takes long end soon, unfinished, as if it had been killed: on one object, or on all. What has not been
     /// begun does not hear of it.
-    fn abandon(&self, _id: Option<VolumeId>) {}
+    fn abandon(&self, _id: Option<AssignedId>) {}
 
     /// Destroys the volume's data. The caller has a tombstone and has closed every handle.
     fn remove_volume(&self, id: VolumeId) -> Result<Removed, BackendError>;
@@ -159,6 +159,14 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`BackendError::SnapshotLost`] if it was not staged.
     fn settle_snapshot(&self, id: SnapshotId) -> Result<TakenSnapshot, BackendError>;
+
+    /// Overwrites what the snapshot's own room holds of its volume's former bytes, durably, so that nobody who gets that space
+    /// can read them; from its beginning on there is no such snapshot, and it can only be removed. Goes on where an earlier
+    /// call stopped; nothing where there is no such snapshot. The caller has a tombstone, and nothing is being copied from it.
+    ///
+    /// # Errors
+    /// [`BackendError::Refused`] where it has no room of its own, or its volume is being put back to it.
+    fn wipe_snapshot(&self, id: SnapshotId) -> Result<(), BackendError>;
 
     /// Destroys a snapshot, staged or settled. Volumes that were made of it keep their bytes.
     fn remove_snapshot(&self, id: SnapshotId) -> Result<Removed, BackendError>;

@@ -375,13 +375,19 @@ impl Agent {
         self.abandon_unwanted();
     }
 
-    /// Ends what is done to volumes that are to be destroyed, but for what destroys them as they are to be.
+    /// Ends what is done to volumes and snapshots that are to be destroyed, but for what destroys them as they are to be.
     fn abandon_unwanted(&self) {
+        for snapshot in self.assigned.snapshots.values().filter(|snapshot| snapshot.removed && !snapshot.wipe) {
+            let held = self.world.held.get(&snapshot.id.into());
+            if matches!(held, Some(Progress::Running { task: Assigned::Snapshot(task), .. }) if task.wipe) {
+                self.worker.abandon(snapshot.id.into());
+            }
+        }
         for volume in self.assigned.volumes.values().filter(|volume| volume.removed) {
             if let Some(Progress::Running { task: Assigned::Volume(task), .. }) = self.world.held.get(&volume.id.into())
                 && (!task.removed || task.wipe && !volume.wipe)
             {
-                self.worker.abandon(volume.id);
+                self.worker.abandon(volume.id.into());
             }
         }
     }

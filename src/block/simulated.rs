@@ -296,6 +296,7 @@ fn snapshot(snapshot: &SnapshotAssignment, size: ByteSize) -> Report {
         generation: snapshot.generation,
         snapshot: there,
         spoilt: false,
+        progress: None,
         failure: None,
     })
 }

@@ -1,5 +1,6 @@
 //! Carries tasks out on backends and exports. Runs on blocking threads; decides nothing.
 
+mod failure;
 mod identity;
 mod image;
 mod inventory;
@@ -11,13 +12,13 @@ pub use image::{Content, Peers};
 
 use super::places::Places;
 use crate::backend::{Backend, BackendError, Ensured, VolumeLayout};
-use crate::export::{Account, AdmitError, ExportTable, Freeze, Grant, ServedExport};
-use crate::host::DocumentError;
+use crate::export::{Account, ExportTable, Freeze, Grant, ServedExport};
 use crate::io::{FaultIo, Toll};
 use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
 use crate::runtime::Turns;
+use failure::TaskError;
 use identity::bytes_of;
 use image::Images;
 use pool::OpenPool;
@@ -39,53 +40,6 @@ pub struct Outcome {
 impl Outcome {
     pub fn failure(&self) -> Option<&str> {
         self.report.as_ref()?.failure()
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum TaskError {
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    #[error("pool {0} is not open")]
-    PoolClosed(PoolId),
-    #[error("volume '{volume}' is in use by {users} connections: it is put back, shrunk or moved once they are closed")]
-    InUse { volume: Name, users: usize },
-    #[error("the content is not what was sent: its sha256 is {found}, and should be {wanted}; import it again")]
-    Differs { found: Digest, wanted: Digest },
-    #[error(
-        "what was copied from block service {service} has sha256 {found} here, and should have {wanted}; it is copied again"
-    )]
-    Torn { service: ServiceId, found: Digest, wanted: Digest },
-    #[error("fetching the content from block service {service}: {reason}")]
-    Supply { service: ServiceId, reason: String },
-    #[error("reading or writing the content")]
-    Medium(#[source] std::io::Error),
-    #[error("the block service is stopping")]
-    Ending,
-    #[error("it is to be removed")]
-    Abandoned,
-    #[error("cannot remember where the host's pools are")]
-    Places(#[source] DocumentError),
-    #[error("its bytes are to be overwritten first; `symphony ctl volume remove {volume} --no-wipe` gives up on that")]
-    Wipe { volume: Name, source: BackendError },
-    #[error(transparent)]
-    Freeze(#[from] crate::export::FreezeError),
-    #[error(transparent)]
-    Publish(#[from] crate::export::PublishError),
-    #[error(transparent)]
-    Admit(#[from] AdmitError),
-}
-
-impl TaskError {
-    /// Whether it says no more than that somebody here has ended what takes long.
-    fn is_interruption(&self) -> bool {
-        match self {
-            TaskError::Backend(BackendError::Io { source, .. })
-            | TaskError::Wipe { source: BackendError::Io { source, .. }, .. } => {
-                source.kind() == std::io::ErrorKind::Interrupted
-            }
-            _ => false,
-        }
     }
 }
 
@@ -236,7 +190,7 @@ impl Worker {
                 volume_report(volume, Observed::Absent)
             }
             Assigned::Snapshot(snapshot) => {
-                self.pool(snapshot.pool)?.remove_snapshot(snapshot.id)?;
+                self.remove_snapshot(snapshot)?;
                 snapshot_report(snapshot, Observed::Absent)
             }
             Assigned::Attachment(held) => {
@@ -399,7 +353,7 @@ impl Worker {
         self.images.withdraw(volume.id);
         self.withhold_no_longer(volume.id);
         if volume.wipe {
-            let failed = |source| TaskError::Wipe { volume: volume.name.clone(), source };
+            let failed = |source| TaskError::Wipe { kind: Kind::Volume, name: volume.name.clone(), source };
             backend.wipe_volume(volume.id).map_err(failed)?;
         }
         backend.remove_volume(volume.id)?;
@@ -468,6 +422,7 @@ fn snapshot_report(snapshot: &SnapshotAssignment, taken: Observed<TakenSnapshot>
         generation: snapshot.generation,
         snapshot: taken,
         spoilt: false,
+        progress: None,
         failure: None,
     })
 }

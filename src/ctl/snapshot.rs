@@ -48,10 +48,24 @@ pub enum Verb {
         snapshot: String,
     },
     /// Destroy a snapshot; volumes that were made of it stay
-    #[command(visible_alias = "rm")]
+    #[command(
+        visible_alias = "rm",
+        after_help = "In a pool of driver lvm a snapshot's room holds what its volume was before it changed. Without --wipe that is \
+                      given back as it is: nobody else reads it, since new volumes read as zeros. What copies \
+                      and shrinking have left elsewhere on the disks is not overwritten. Wiping goes on where it stopped when the \
+                      block service dies, and the volume can be used meanwhile; if the disk fails, the snapshot says so, and \
+                      --no-wipe removes it as it is.\n\
+                      Example: symphony ctl snapshot remove monday --wipe"
+    )]
     Remove {
         /// Name or id
         snapshot: String,
+        /// Overwrite what its room holds with zeros before that is given back; in pools of the driver lvm
+        #[arg(long, env = "SYMPHONY_SNAPSHOT_WIPE", value_parser = clap::builder::BoolishValueParser::new())]
+        wipe: bool,
+        /// Give up on overwriting that was asked for before
+        #[arg(long, conflicts_with = "wipe", env = "SYMPHONY_SNAPSHOT_NO_WIPE", value_parser = clap::builder::BoolishValueParser::new())]
+        no_wipe: bool,
         #[command(flatten)]
         lost: LostArgs,
     },
@@ -91,10 +105,14 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             let snapshot = expect(manager.get(Kind::Snapshot, &snapshot).await?)?;
             output::one(session.format, &snapshot, snapshot.meta.name.as_str(), describe)
         }
-        Verb::Remove { snapshot, lost } if lost.lost => close(session, Kind::Snapshot, &snapshot, lost.yes).await,
-        Verb::Remove { snapshot, .. } => {
-            let request = proto::RemoveRequest { reference: snapshot };
-            let snapshot = object(answer(manager.client.remove_snapshot(request).await, "manager")?)?;
+        Verb::Remove { snapshot, lost, .. } if lost.lost => close(session, Kind::Snapshot, &snapshot, lost.yes).await,
+        Verb::Remove { snapshot: reference, wipe, no_wipe, .. } => {
+            let asked = if wipe || no_wipe {
+                manager.client.wipe_snapshot(proto::WipeSnapshotRequest { reference, wipe }).await
+            } else {
+                manager.client.remove_snapshot(proto::RemoveRequest { reference }).await
+            };
+            let snapshot = object(answer(asked, "manager")?)?;
             let snapshot = settle(session, snapshot, Until::Gone).await?;
             let verb = if session.wait { "removed" } else { "removing" };
             output::one(session.format, &snapshot, snapshot.name(), |it| format!("{verb} snapshot '{}'\n", it.name()))
@@ -152,6 +170,7 @@ fn used(snapshot: &Snapshot) -> Option<String> {
 
 fn row(snapshot: &Snapshot) -> Vec<String> {
     let status = &snapshot.status;
+    let under_way = || Some(status.progress?.to_string());
     vec![
         snapshot.meta.name.to_string(),
         snapshot.spec.volume_name.to_string(),
@@ -159,7 +178,7 @@ fn row(snapshot: &Snapshot) -> Vec<String> {
         used(snapshot).unwrap_or_else(|| "-".into()),
         status.phase.to_string(),
         status.taken_at.map_or_else(|| "-".into(), |at| at.to_string()),
-        status.message.clone().unwrap_or_default(),
+        status.message.clone().or_else(under_way).unwrap_or_default(),
     ]
 }
 
@@ -179,6 +198,7 @@ fn describe(snapshot: &Snapshot) -> String {
         rows.push(("Room", format!("{room}{words}")));
         rows.push(("Used", used(snapshot).unwrap_or_else(|| "-".into())));
     }
+    rows.extend(status.progress.map(|progress| ("Wiped", progress.to_string())));
     let together = spec.set.iter().filter(|member| member.snapshot != snapshot.meta.id);
     rows.extend(together.map(|member| ("Taken with", member.name.to_string())));
     for replica in &status.placement {

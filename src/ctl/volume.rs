@@ -98,7 +98,8 @@ pub enum Verb {
     #[command(
         visible_alias = "rm",
         after_help = "Without --wipe the space is given back as it is: nobody else reads it, since new volumes read as zeros. What \
-                      snapshots, copies and putting back have left elsewhere on the disks is not overwritten. Wiping goes on \
+                      its snapshots kept is overwritten by `snapshot remove --wipe`; what copies and shrinking have left elsewhere \
+                      on the disks is not. Wiping goes on \
                       where it stopped when the block service dies; if the disk fails, the volume says so, and --no-wipe \
                       removes it as it is."
     )]

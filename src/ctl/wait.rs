@@ -2,7 +2,7 @@
 
 use super::connect::{Session, answer, object};
 use super::failure::Failure;
-use crate::model::{Kind, Object, Phase, Volume, VolumeStatus};
+use crate::model::{Kind, Object, Phase};
 use crate::rpc::{Fault, FaultKind, proto};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -116,7 +116,12 @@ async fn follow(
 
 /// A spinner becomes a bar as soon as somebody says how far it has come.
 pub fn show(object: &Object, bar: &ProgressBar) {
-    let Object::Volume(Volume { status: VolumeStatus { progress: Some(progress), .. }, .. }) = object else { return };
+    let progress = match object {
+        Object::Volume(volume) => volume.status.progress,
+        Object::Snapshot(snapshot) => snapshot.status.progress,
+        _ => None,
+    };
+    let Some(progress) = progress else { return };
     if bar.length().is_none() {
         let template = "{msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes} ({eta})";
         bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -401,7 +401,9 @@ fn check_snapshots(stored: &View, live: &View, service: ServiceId, found: &Inven
     }
     for disk in &found.snapshots {
         let orphan = live.get::<Snapshot>(disk.id).is_none() && stored.get::<Snapshot>(disk.id).is_none();
-        if let Some(damage) = &disk.damage {
+        // One that is going is no snapshot any more.
+        let goes = live.get::<Snapshot>(disk.id).is_some_and(|snapshot| snapshot.meta.is_removed());
+        if let Some(damage) = disk.damage.as_ref().filter(|_| !goes) {
             let said = if orphan { &mut findings.remarks } else { &mut findings.faults };
             said.push(format!("snapshot {} on service {service} is damaged: {damage}", disk.id));
         }

@@ -307,8 +307,15 @@ impl Control for Face {
     async fn remove_snapshot(&self, request: Request<proto::RemoveRequest>) -> Answer<proto::Object> {
         let (member, author) = self.acting(&request)?;
         let reference = request.into_inner().reference;
-        let snapshot = member.writer.write(move |draft| plan::remove_snapshot(draft, &author, &reference)).await?;
-        answer(&Object::Snapshot(snapshot))
+        let plan = move |draft: &mut Draft<'_>| plan::remove_snapshot(draft, &author, &reference, None);
+        answer(&Object::Snapshot(member.writer.write(plan).await?))
+    }
+
+    async fn wipe_snapshot(&self, request: Request<proto::WipeSnapshotRequest>) -> Answer<proto::Object> {
+        let (member, author) = self.acting(&request)?;
+        let proto::WipeSnapshotRequest { reference, wipe } = request.into_inner();
+        let plan = move |draft: &mut Draft<'_>| plan::remove_snapshot(draft, &author, &reference, Some(wipe));
+        answer(&Object::Snapshot(member.writer.write(plan).await?))
     }
 
     async fn import_image(&self, request: Request<proto::ImportImageRequest>) -> Answer<proto::ImportImageResponse> {

@@ -67,6 +67,9 @@ pub struct SnapshotAssignment {
     /// What it has for changes of its volume; absent where it needs none, or none was told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub room: Option<ByteSize>,
+    /// With the tombstone: what its room holds is overwritten before that is given back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wipe: bool,
     /// The snapshot was taken once; if it is missing that is an error, never a reason to take another.
     pub made: bool,
     /// Tombstone: permission to destroy the snapshot.
@@ -111,7 +114,7 @@ pub enum Assigned {
 }
 
 /// Which object is assigned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AssignedId {
     Pool(PoolId),
     Volume(VolumeId),
@@ -167,8 +170,8 @@ impl Assigned {
                 Report::Volume(VolumeReport { id: volume.id, generation, volume: volume_seen, progress: None, failure })
             }
             Assigned::Snapshot(snapshot) => {
-                let (id, spoilt) = (snapshot.id, false);
-                Report::Snapshot(SnapshotReport { id, generation, snapshot: Observed::Unknown, spoilt, failure })
+                let (id, seen, spoilt, progress) = (snapshot.id, Observed::Unknown, false, None);
+                Report::Snapshot(SnapshotReport { id, generation, snapshot: seen, spoilt, progress, failure })
             }
             Assigned::Attachment(held) => {
                 Report::Attachment(AttachmentReport { id: held.id, generation, in_force: Observed::Unknown, failure })
@@ -339,6 +342,7 @@ impl SnapshotAssignment {
             pool: replica.pool,
             set: snapshot.spec.set.clone(),
             room: snapshot.status.room,
+            wipe: snapshot.spec.wipe,
             made: snapshot.status.size.is_some(),
             removed: snapshot.meta.is_removed(),
         })

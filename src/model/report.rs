@@ -99,6 +99,8 @@ pub struct SnapshotReport {
     pub snapshot: Observed<TakenSnapshot>,
     /// More of its volume was changed than it had room for: so it stays.
     pub spoilt: bool,
+    /// While its room is overwritten.
+    pub progress: Option<Progress>,
     /// Why the assignment could not be fulfilled.
     pub failure: Option<String>,
 }
@@ -211,6 +213,7 @@ impl Snapshot {
             status.fill = taken.fill;
         }
         status.spoilt |= report.spoilt;
+        status.progress = report.progress;
         if let Some(fill) = status.fill.as_mut().filter(|_| status.spoilt) {
             fill.used = fill.room;
         }

@@ -1,8 +1,8 @@
 //! Snapshots: volumes as they were at one instant.
 
 use super::{
-    ByteSize, Fill, Generation, Level, Meta, Name, Phase, PoolId, PoolRules, Replica, Room, ServiceId, SnapshotId,
-    Timestamp, VolumeId,
+    ByteSize, Fill, Generation, Level, Meta, Name, Phase, PoolId, PoolRules, Progress, Replica, Room, ServiceId,
+    SnapshotId, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct SnapshotSpec {
     /// What the user asked for in a pool of the driver `lvm`; absent: what is usual.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub room: Option<Room>,
+    /// With the tombstone: what its room holds is overwritten before that is given back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wipe: bool,
 }
 
 /// One of several snapshots that are taken at the same instant.
@@ -64,6 +67,9 @@ pub struct SnapshotStatus {
     /// More of its volume was changed than it had room for: nothing can be made of it any more.
     #[serde(default)]
     pub spoilt: bool,
+    /// While its room is overwritten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -81,6 +87,7 @@ impl Snapshot {
             fill: None,
             level: Level::Ok,
             spoilt: false,
+            progress: None,
             message: None,
         };
         Self { meta, spec, status }
@@ -110,5 +117,34 @@ impl Snapshot {
         let new = self.meta.bury(now);
         self.status.phase = Phase::Removing;
         new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SnapshotAssignment;
+
+    #[test]
+    fn what_was_written_before_snapshots_were_wiped_is_read_and_the_wish_is_kept() {
+        let (id, pool, service) = (SnapshotId::generate(), PoolId::generate(), ServiceId::generate());
+        let (volume, volume_name) = (VolumeId::generate(), "v".parse().unwrap());
+        let spec = SnapshotSpec { volume, volume_name, set: Vec::new(), room: None, wipe: false };
+        let meta = Meta::new(id, "s".parse().unwrap(), Timestamp::EPOCH);
+        let mut snapshot = Snapshot::new(meta, spec, vec![Replica { pool, service }], ByteSize::mib(1));
+        for wipe in [false, true] {
+            snapshot.spec.wipe = wipe;
+            snapshot.status.progress = wipe.then_some(Progress { done: ByteSize::mib(1), of: ByteSize::mib(4) });
+            let assigned = SnapshotAssignment::of(&snapshot, service).unwrap();
+            assert_eq!(assigned.wipe, wipe);
+            let (document, held) =
+                (serde_json::to_string(&snapshot).unwrap(), serde_json::to_string(&assigned).unwrap());
+            for text in [&document, &held] {
+                assert_eq!(text.contains("wipe"), wipe, "{text}");
+            }
+            assert_eq!(document.contains("progress"), wipe, "{document}");
+            assert_eq!(serde_json::from_str::<Snapshot>(&document).unwrap(), snapshot);
+            assert_eq!(serde_json::from_str::<SnapshotAssignment>(&held).unwrap(), assigned);
+        }
     }
 }

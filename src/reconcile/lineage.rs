@@ -2,10 +2,12 @@
 //!
 //! 1. A snapshot is taken of a volume that is as it should be, while nothing else is done to that volume. All of a set are
 //!    taken together, without those that are to go already.
-//! 2. A volume that is a copy, or is put back, waits for what its bytes come from.
-//! 3. A snapshot is not destroyed while it is being copied, nor while its set is being taken.
+//! 2. A volume that is a copy, or is put back, waits for what its bytes come from. One that was put back to a snapshot once
+//!    does not wait for the end of that.
+//! 3. A snapshot is not destroyed while it is being copied, nor while its set is being taken. Nothing is done to its volume
+//!    meanwhile, unless its room is overwritten: that takes long, and the volume has nothing to do with it.
 
-use super::{Progress, World};
+use super::{Progress, World, wipes};
 use crate::model::{
     Assigned, AssignedId, AssignmentSet, SnapshotAssignment, SnapshotId, Source, VolumeAssignment, VolumeId,
 };
@@ -24,25 +26,30 @@ pub struct Lineage<'w> {
 impl<'w> Lineage<'w> {
     pub fn survey(world: &'w World, assigned: &'w AssignmentSet) -> Self {
         let mut this = Self { world, assigned, read: BTreeSet::new(), used: BTreeSet::new() };
-        for progress in world.held.values().filter(|progress| progress.is_running()) {
-            match progress.object() {
-                Assigned::Snapshot(snapshot) => {
-                    this.read.insert(snapshot.volume);
-                    this.read.extend(snapshot.set.iter().map(|member| member.volume));
-                    this.used.extend(snapshot.set.iter().map(|member| member.snapshot));
-                }
-                Assigned::Volume(volume) => {
-                    match volume.source {
-                        Some(Source::Volume(id)) if !volume.made => drop(this.read.insert(id)),
-                        Some(Source::Snapshot(id)) if !volume.made => drop(this.used.insert(id)),
-                        _ => {}
-                    }
-                    this.used.extend(volume.revert.map(|revert| revert.to));
-                }
-                Assigned::Pool(_) | Assigned::Attachment(_) => {}
-            }
-        }
+        let running = world.held.values().filter(|progress| progress.is_running());
+        running.for_each(|progress| this.note(progress.object()));
         this
+    }
+
+    /// Takes note of what a task that runs, or begins now, reads.
+    pub fn note(&mut self, object: &Assigned) {
+        match object {
+            Assigned::Snapshot(_) if wipes(object) => {}
+            Assigned::Snapshot(snapshot) => {
+                self.read.insert(snapshot.volume);
+                self.read.extend(snapshot.set.iter().map(|member| member.volume));
+                self.used.extend(snapshot.set.iter().map(|member| member.snapshot));
+            }
+            Assigned::Volume(volume) => {
+                match volume.source {
+                    Some(Source::Volume(id)) if !volume.made => drop(self.read.insert(id)),
+                    Some(Source::Snapshot(id)) if !volume.made => drop(self.used.insert(id)),
+                    _ => {}
+                }
+                self.used.extend(volume.revert.map(|revert| revert.to));
+            }
+            Assigned::Pool(_) | Assigned::Attachment(_) => {}
+        }
     }
 
     /// Whether the volume may be worked on now.
@@ -52,7 +59,9 @@ impl<'w> Lineage<'w> {
             Some(Source::Snapshot(id)) if !volume.made => Some(id.into()),
             _ => None,
         };
-        let revert = volume.revert.map(|revert| revert.to.into());
+        // Managers let no snapshot go to which a volume is still to be put back.
+        let goes = |id: &SnapshotId| self.assigned.snapshots.get(id).is_some_and(|snapshot| snapshot.removed);
+        let revert = volume.revert.map(|revert| revert.to).filter(|to| !goes(to)).map(Into::into);
         let ready = source.into_iter().chain(revert).all(|id| self.is_ready(id));
         !self.read.contains(&volume.id) && (volume.removed || ready)
     }

@@ -54,7 +54,8 @@ pub struct World {
     pub held: BTreeMap<AssignedId, Progress>,
 }
 
-/// How many volumes are overwritten at a time before they go: what takes hours must not keep everything else waiting.
+/// How many volumes and snapshots are overwritten at a time before they go: what takes hours must not keep everything else
+/// waiting.
 const WIPES: usize = 4;
 const RETRY_FLOOR: Duration = Duration::from_millis(500);
 const RETRY_CEILING: Duration = Duration::from_secs(30);
@@ -108,6 +109,11 @@ impl Progress {
         }
     }
 
+    /// Whether it is being overwritten before it goes.
+    fn is_wiping(&self) -> bool {
+        self.is_running() && wipes(self.object())
+    }
+
     fn is_running(&self) -> bool {
         matches!(self, Progress::Running { .. })
     }
@@ -117,7 +123,7 @@ impl World {
     /// The tasks to start now.
     pub fn plan(&self, assigned: &AssignmentSet, now: Instant) -> Vec<Task> {
         let doors = Doors::survey(self, assigned);
-        let lineage = Lineage::survey(self, assigned);
+        let mut lineage = Lineage::survey(self, assigned);
         let unassigned = self.held.iter().filter(|(id, _)| !assigned.contains(**id));
         let drops = unassigned.filter_map(|(_, progress)| match (progress, progress.object()) {
             (Progress::Running { .. }, _) => None,
@@ -133,25 +139,24 @@ impl World {
             let releasable = || !pool.removed || self.is_vacant(pool.id, assigned);
             tasks.extend(self.task_for(pool, now).filter(|_| releasable()));
         }
-        let wipes = |object: &Assigned| matches!(object, Assigned::Volume(volume) if volume.removed && volume.wipe);
-        let wiped = self.held.values().filter(|progress| progress.is_running() && wipes(progress.object())).count();
-        let mut more_wipes = WIPES.saturating_sub(wiped);
+        let mut more_wipes = WIPES.saturating_sub(self.held.values().filter(|progress| progress.is_wiping()).count());
+        // What has to wait for others that are overwritten comes later.
+        let mut affordable = |task: &Task| match wipes(task.object()) {
+            true => more_wipes.checked_sub(1).map(|left| more_wipes = left).is_some(),
+            false => true,
+        };
         for volume in assigned.volumes.values() {
             let settled = || volume.removed || doors.are_settled(volume);
             let ready = || self.is_open(volume.pool) && settled() && lineage.admits_volume(volume);
-            let task = self.task_for(volume, now).filter(|_| ready());
-            if volume.removed && volume.wipe && task.is_some() {
-                let Some(left) = more_wipes.checked_sub(1) else { continue };
-                more_wipes = left;
-            }
-            tasks.extend(task);
+            tasks.extend(self.task_for(volume, now).filter(|_| ready()).filter(&mut affordable));
         }
+        tasks.iter().for_each(|task| lineage.note(task.object()));
         // Of those that are started here and now, a volume's own task comes first.
         let begun: BTreeSet<AssignedId> = tasks.iter().map(|task| task.object().id()).collect();
         for snapshot in assigned.snapshots.values().filter(|snapshot| self.is_open(snapshot.pool)) {
             let free = !begun.contains(&snapshot.volume.into());
             let admitted = lineage.admit_snapshot(snapshot).filter(|_| free || snapshot.made);
-            tasks.extend(admitted.and_then(|snapshot| self.task_for(&snapshot, now)));
+            tasks.extend(admitted.and_then(|snapshot| self.task_for(&snapshot, now)).filter(&mut affordable));
         }
         tasks
     }
@@ -209,6 +214,15 @@ impl World {
             inside && !gone
         });
         !wanted && !held
+    }
+}
+
+/// Whether it is to be overwritten before it goes.
+fn wipes(object: &Assigned) -> bool {
+    match object {
+        Assigned::Volume(volume) => volume.removed && volume.wipe,
+        Assigned::Snapshot(snapshot) => snapshot.removed && snapshot.wipe,
+        Assigned::Pool(_) | Assigned::Attachment(_) => false,
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
-    AttachmentAssignment, AttachmentId, ByteSize, ClientId, Driver, Generation, PoolAssignment, VolumeAssignment,
-    VolumeId,
+    AttachmentAssignment, AttachmentId, ByteSize, ClientId, Driver, Generation, PoolAssignment, SnapshotAssignment,
+    VolumeAssignment, VolumeId,
 };
 use proptest::prelude::*;
 
@@ -149,10 +149,12 @@ proptest! {
 }
 
 #[test]
-fn a_few_volumes_are_overwritten_at_a_time_and_all_come_while_others_go_on() {
+fn a_few_volumes_and_snapshots_are_overwritten_at_a_time_and_all_come_while_others_go_on() {
     let wiped = |id| VolumeAssignment { removed: true, wipe: true, ..volume(id, 1, true) };
-    let all: Vec<VolumeAssignment> = (2..12).map(wiped).chain([volume(20, 1, false)]).collect();
-    let assigned = assigned(&[pool(false)], &all);
+    let all: Vec<VolumeAssignment> = (2..8).map(wiped).chain([volume(20, 1, false)]).collect();
+    let mut assigned = assigned(&[pool(false)], &all);
+    let rooms = (30..34).map(|id| SnapshotAssignment { wipe: true, ..lineage::buried(&lineage::snapshot(id, 21)) });
+    assigned.snapshots = rooms.map(|snapshot| (snapshot.id, snapshot)).collect();
     let (mut world, now) = (World::default(), Instant::now());
     done(&mut world, pool(false));
     let mut gone = 0;

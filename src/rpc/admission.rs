@@ -72,6 +72,7 @@ const TABLE: &[(&str, &[Kind])] = &[
     ("/symphony.v1.Control/RevertVolume", CHANGE),
     ("/symphony.v1.Control/CreateSnapshots", CHANGE),
     ("/symphony.v1.Control/RemoveSnapshot", CHANGE),
+    ("/symphony.v1.Control/WipeSnapshot", CHANGE),
     ("/symphony.v1.Control/ImportImage", CHANGE),
     ("/symphony.v1.Control/RecordUpload", CHANGE),
     ("/symphony.v1.Control/SealImage", CHANGE),

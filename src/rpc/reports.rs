@@ -127,6 +127,7 @@ impl From<&SnapshotReport> for proto::SnapshotReport {
             taken_at,
             fill,
             spoilt: report.spoilt,
+            progress: report.progress.map(Into::into),
             failure: report.failure.clone(),
         }
     }
@@ -143,6 +144,7 @@ impl TryFrom<proto::SnapshotReport> for SnapshotReport {
             generation: Generation::new(report.generation),
             snapshot: observed(report.observation, || Ok(TakenSnapshot { size, at, fill }))?,
             spoilt: report.spoilt,
+            progress: report.progress.map(Into::into),
             failure: report.failure.map(failure).transpose()?,
         })
     }

@@ -85,6 +85,7 @@ impl From<&Snapshot> for proto::Snapshot {
                 volume_name: spec.volume_name.to_string(),
                 set: spec.set.iter().map(Into::into).collect(),
                 room: spec.room.map(Into::into),
+                wipe: spec.wipe,
             }),
             status: Some(proto::SnapshotStatus {
                 phase: number::<proto::Phase>(status.phase),
@@ -97,6 +98,7 @@ impl From<&Snapshot> for proto::Snapshot {
                 level: number::<proto::Level>(status.level),
                 spoilt: status.spoilt,
                 room: status.room.map(ByteSize::as_u64),
+                progress: status.progress.map(Into::into),
                 message: status.message.clone(),
             }),
         }
@@ -116,6 +118,7 @@ impl TryFrom<proto::Snapshot> for Snapshot {
                 volume_name: spec.volume_name.parse()?,
                 set: members(spec.set)?,
                 room: spec.room.map(TryInto::try_into).transpose()?,
+                wipe: spec.wipe,
             },
             status: SnapshotStatus {
                 phase: enumerated::<proto::Phase, _>(status.phase)?,
@@ -129,6 +132,7 @@ impl TryFrom<proto::Snapshot> for Snapshot {
                 level: if status.level == 0 { Level::Ok } else { enumerated::<proto::Level, _>(status.level)? },
                 spoilt: status.spoilt,
                 room: status.room.map(ByteSize::bytes),
+                progress: status.progress.map(Into::into),
                 message: status.message,
             },
         })
@@ -145,6 +149,7 @@ impl From<&SnapshotAssignment> for proto::SnapshotAssignment {
             pool: snapshot.pool.to_string(),
             set: snapshot.set.iter().map(Into::into).collect(),
             room: snapshot.room.map(ByteSize::as_u64),
+            wipe: snapshot.wipe,
             made: snapshot.made,
             removed: snapshot.removed,
         }
@@ -163,6 +168,7 @@ impl TryFrom<proto::SnapshotAssignment> for SnapshotAssignment {
             pool: snapshot.pool.parse()?,
             set: members(snapshot.set)?,
             room: snapshot.room.map(ByteSize::bytes),
+            wipe: snapshot.wipe,
             made: snapshot.made,
             removed: snapshot.removed,
         })
@@ -181,13 +187,15 @@ mod tests {
         let room = Some(ByteSize::mib(8));
         let member = SnapshotMember { snapshot: id, name: name.clone(), volume, pool, room };
         let words = Some(Room::Percent(20));
-        let spec = SnapshotSpec { volume, volume_name: "v".parse().unwrap(), set: vec![member.clone()], room: words };
+        let (volume_name, set) = ("v".parse().unwrap(), vec![member.clone()]);
+        let spec = SnapshotSpec { volume, volume_name, set, room: words, wipe: true };
         let meta = Meta::new(id, name, Timestamp::from_millis(1));
         let mut snapshot = Snapshot::new(meta, spec, vec![Replica { pool, service }], ByteSize::mib(1));
         snapshot.status.size = Some(ByteSize::mib(1));
         snapshot.status.taken_at = Some(Timestamp::from_millis(7));
         (snapshot.status.room, snapshot.status.level, snapshot.status.spoilt) = (room, Level::High, true);
         snapshot.status.fill = Some(Fill { room: ByteSize::mib(8), used: ByteSize::mib(7) });
+        snapshot.status.progress = Some(Progress { done: ByteSize::mib(3), of: ByteSize::mib(8) });
         assert_eq!(Snapshot::try_from(proto::Snapshot::from(&snapshot)), Ok(snapshot.clone()));
         let assigned = SnapshotAssignment::of(&snapshot, service).unwrap();
         assert_eq!(SnapshotAssignment::try_from(proto::SnapshotAssignment::from(&assigned)), Ok(assigned.clone()));

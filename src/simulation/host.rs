@@ -326,8 +326,9 @@ fn report(task: &Task, size: ByteSize, failure: Option<String>) -> Option<Report
         Assigned::Snapshot(it) => {
             let taken = TakenSnapshot { size, at: Timestamp::EPOCH, fill: None };
             let snapshot = if removed { Observed::Absent } else { Observed::Known(taken) };
-            let (id, generation) = (it.id, it.generation);
-            Some(Report::Snapshot(SnapshotReport { id, generation, snapshot, spoilt: false, failure: None }))
+            let (id, generation, spoilt) = (it.id, it.generation, false);
+            let report = SnapshotReport { id, generation, snapshot, spoilt, progress: None, failure: None };
+            Some(Report::Snapshot(report))
         }
         Assigned::Attachment(it) => {
             let in_force = if removed { Observed::Absent } else { Observed::Known(()) };

@@ -77,7 +77,7 @@ impl World {
             24..28 => self.ask_for_a_snapshot(manager, volume),
             28 => {
                 let snapshot = self.one_of('s', SNAPSHOTS);
-                self.write(manager, |draft| remove_snapshot(draft, &somebody(), &snapshot).map(drop))
+                self.write(manager, |draft| remove_snapshot(draft, &somebody(), &snapshot, None).map(drop))
             }
             29 | 30 => match self.snapshot_seen(manager) {
                 Some((snapshot, of)) => {

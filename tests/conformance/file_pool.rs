@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use symphony::backend::file::FilePool;
 use symphony::backend::{Backend, BackendError, Ensured, PoolIdentity, Removed, VolumeLayout};
-use symphony::model::{ByteSize, ClusterId, VolumeId};
+use symphony::model::{ByteSize, ClusterId, SnapshotId, VolumeId};
 use tempfile::TempDir;
 
 fn ensure(identity: &PoolIdentity, path: &Path, made: bool) -> Result<FilePool, BackendError> {
@@ -476,5 +476,7 @@ fn a_file_cannot_be_wiped_and_says_why() {
     let volume = written(&pool);
     let error = pool.wipe_volume(volume.id).unwrap_err();
     assert!(matches!(&error, BackendError::Refused(why) if why.contains("may write elsewhere")), "{error}");
+    let error = pool.wipe_snapshot(SnapshotId::generate()).unwrap_err();
+    assert!(matches!(&error, BackendError::Refused(why) if why.contains("shares its blocks")), "{error}");
     pool.open_volume(volume.id).unwrap();
 }

@@ -148,6 +148,21 @@ fn a_block_service_killed_over_and_over_takes_every_snapshot_once() {
 }
 
 #[test]
+fn a_snapshot_without_room_of_its_own_is_not_wiped_and_stays() {
+    let Some(Stage { _mounted, cluster }) = stage(Backing::Embedded) else { return };
+    let ctl = cluster.ctl();
+    ctl.ok("volume create db --size 1M");
+    ctl.ok("snapshot create db monday");
+    ctl.run("snapshot remove monday --wipe").fails(4, &["'monday'", "'shares'", "driver file", "without --wipe"]);
+    ctl.run("snapshot remove monday --wipe --no-wipe").fails(2, &["--wipe", "--no-wipe"]);
+    ctl.run("snapshot remove tuesday --wipe").fails(3, &["no snapshot 'tuesday'"]);
+    assert_eq!(ctl.text("snapshot get monday", "/status/phase"), "ready");
+    ctl.ok("snapshot remove monday --no-wipe");
+    assert!(ctl.names("snapshot").is_empty());
+    ctl.check();
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_with_what_to_do() {
     let cluster = Cluster::join(Backing::Embedded, "");
     let ctl = cluster.ctl();

@@ -162,6 +162,13 @@ impl Backend for FilePool {
         self.settle(id)
     }
 
+    fn wipe_snapshot(&self, id: SnapshotId) -> Result<(), BackendError> {
+        Err(BackendError::Refused(format!(
+            "snapshot {id} cannot be wiped: it shares its blocks with its volume and copies, and its file system may keep what \
+             was there elsewhere"
+        )))
+    }
+
     fn remove_snapshot(&self, id: SnapshotId) -> Result<Removed, BackendError> {
         self.destroy_snapshot(id)
     }

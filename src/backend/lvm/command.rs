@@ -210,6 +210,16 @@ impl Devices {
         self.change("lvchange", &["--activate", "y", "--ignoreactivationskip", &place(group, name)])
     }
 
+    pub fn deactivate(&self, group: &str, name: &str) -> Call {
+        self.change("lvchange", &["--activate", "n", &place(group, name)])
+    }
+
+    /// Makes what a classic snapshot has for changes a logical volume of its own, under the snapshot's name; nobody may have
+    /// the snapshot open, its origin may be used.
+    pub fn split(&self, group: &str, name: &str) -> Call {
+        self.change("lvconvert", &["--yes", "--splitsnapshot", &place(group, name)])
+    }
+
     /// Its space is free at once; nobody may have it open.
     pub fn remove(&self, group: &str, name: &str) -> Call {
         self.change("lvremove", &["--yes", &place(group, name)])
@@ -260,6 +270,8 @@ mod tests {
             devices.rename("g", "v", "w"),
             devices.retag_volume("g", "v", &tags),
             devices.activate("g", "v"),
+            devices.deactivate("g", "v"),
+            devices.split("g", "s"),
             devices.remove("g", "v"),
         ];
         for call in calls {
@@ -294,6 +306,7 @@ mod tests {
             "--yes --snapshot --extents 7 --chunksize 4096b --name s --addtag t g/v"
         );
         assert_eq!(tail(&devices().rename("g", "v", "w")), "g v w");
+        assert_eq!(tail(&devices().split("g", "s")), "--yes --splitsnapshot g/s");
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! Work that takes as long as a volume is large: how far it has come, and how it is ended before its end.
+//! Work that takes as long as a volume or a room is large: how far it has come, and how it is ended before its end.
 
 use super::lock;
-use crate::model::{ByteSize, Progress, VolumeId};
+use crate::model::{AssignedId, ByteSize, Progress};
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// What is done for one volume.
+/// What is done for one volume, or one snapshot.
 #[derive(Debug, Default)]
 pub struct Effort {
     /// In bytes.
@@ -44,52 +44,54 @@ impl Effort {
     }
 }
 
-/// All that is under way in a pool, one at most for each volume.
+/// All that is under way in a pool, one at most for each object.
 #[derive(Debug, Default)]
-pub struct Efforts(Mutex<HashMap<VolumeId, Arc<Effort>>>);
+pub struct Efforts(Mutex<HashMap<AssignedId, Arc<Effort>>>);
 
 /// An effort as long as it is under way.
 #[derive(Debug)]
 pub struct Underway<'e> {
     efforts: &'e Efforts,
-    volume: VolumeId,
+    on: AssignedId,
     pub effort: Arc<Effort>,
 }
 
 impl Efforts {
-    /// The caller has its turn on the volume.
-    pub fn begin(&self, volume: VolumeId) -> Underway<'_> {
-        let effort = Arc::new(Effort::default());
-        lock(&self.0).insert(volume, Arc::clone(&effort));
-        Underway { efforts: self, volume, effort }
+    /// The caller has its turn on the object.
+    pub fn begin(&self, on: impl Into<AssignedId>) -> Underway<'_> {
+        let (on, effort) = (on.into(), Arc::new(Effort::default()));
+        lock(&self.0).insert(on, Arc::clone(&effort));
+        Underway { efforts: self, on, effort }
     }
 
-    pub fn progress(&self) -> Vec<(VolumeId, Progress)> {
+    pub fn progress(&self) -> Vec<(AssignedId, Progress)> {
         let efforts = lock(&self.0);
-        efforts.iter().filter_map(|(volume, effort)| Some((*volume, effort.progress()?))).collect()
+        efforts.iter().filter_map(|(on, effort)| Some((*on, effort.progress()?))).collect()
     }
 
-    /// On one volume, or on all.
-    pub fn abandon(&self, volume: Option<VolumeId>) {
+    /// On one object, or on all.
+    pub fn abandon(&self, on: Option<AssignedId>) {
         let efforts = lock(&self.0);
-        let meant = efforts.iter().filter(|(id, _)| volume.is_none_or(|volume| volume == **id));
+        let meant = efforts.iter().filter(|(id, _)| on.is_none_or(|on| on == **id));
         meant.for_each(|(_, effort)| effort.abandoned.store(true, Ordering::Relaxed));
     }
 }
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        lock(&self.efforts.0).remove(&self.volume);
+        lock(&self.efforts.0).remove(&self.on);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{SnapshotId, VolumeId};
 
     #[test]
     fn an_effort_is_seen_as_long_as_it_lasts_and_ends_at_its_next_step_once_it_is_abandoned() {
-        let (efforts, one, other) = (Efforts::default(), VolumeId::generate(), VolumeId::generate());
+        let efforts = Efforts::default();
+        let (one, other) = (AssignedId::from(VolumeId::generate()), AssignedId::from(SnapshotId::generate()));
         let (first, second) = (efforts.begin(one), efforts.begin(other));
         assert!(efforts.progress().is_empty(), "nothing long is before them");
         first.effort.expect(10);

@@ -21,7 +21,7 @@
 //! A snapshot of `lvm-thin` costs nothing until something changes, and stands on its own. One of `lvm` has room for a
 //! part of its volume's changes, as stated or as usual ([`Room`]), and is lost when they are more: it says so, and the
 //! volume is not harmed. The volume cannot be removed before it, nor grow beside it, and copies of either are made byte by
-//! byte.
+//! byte. Its room holds old bytes of the volume: those can be overwritten before it is removed.
 //!
 //! Never here: what should exist, and what may be promised.
 //!
@@ -56,8 +56,8 @@ use super::{Backend, BackendError, Ensured, PoolIdentity, Removed, SnapshotLayou
 use crate::host::lock::Lock;
 use crate::io::BlockIo;
 use crate::model::{
-    ByteSize, ClusterId, InventorySnapshot, InventoryVolume, PoolCapacity, PoolMetadata, Progress, SnapshotId, Source,
-    TakenSnapshot, Timestamp, VolumeId,
+    AssignedId, ByteSize, ClusterId, InventorySnapshot, InventoryVolume, PoolCapacity, PoolMetadata, Progress,
+    SnapshotId, Source, TakenSnapshot, Timestamp, VolumeId,
 };
 use crate::runtime::Turns;
 use effort::Efforts;
@@ -361,11 +361,11 @@ impl Backend for LvmPool {
         self.overwrite(id)
     }
 
-    fn progress(&self) -> Vec<(VolumeId, Progress)> {
+    fn progress(&self) -> Vec<(AssignedId, Progress)> {
         self.efforts.progress()
     }
 
-    fn abandon(&self, id: Option<VolumeId>) {
+    fn abandon(&self, id: Option<AssignedId>) {
         self.efforts.abandon(id);
     }
 
@@ -406,6 +406,10 @@ impl Backend for LvmPool {
 
     fn settle_snapshot(&self, id: SnapshotId) -> Result<TakenSnapshot, BackendError> {
         self.settle(id)
+    }
+
+    fn wipe_snapshot(&self, id: SnapshotId) -> Result<(), BackendError> {
+        self.overwrite_room(id)
     }
 
     fn remove_snapshot(&self, id: SnapshotId) -> Result<Removed, BackendError> {

@@ -1,6 +1,7 @@
 //! Snapshots: what is planned for them, carried out; and an eye on how full classic ones are.
 
-use super::plan::snapshot::{fill, inventory, plan_find, plan_remove, plan_settle, plan_stage};
+use super::plan::snapshot::{fill, inventory, plan_find, plan_remove, plan_settle, plan_split, plan_stage, volume_of};
+use super::plan::wipe::plan_wipe_room;
 use super::plan::{Sight, names};
 use super::tags::Kind;
 use super::{LvmPool, lock};
@@ -51,6 +52,20 @@ impl LvmPool {
         }
         self.carry_out_all(&steps)?;
         self.plan(|sight| plan_find(sight, id)).map(|(_, taken)| taken)
+    }
+
+    pub(super) fn overwrite_room(&self, id: SnapshotId) -> Result<(), BackendError> {
+        let of = self.plan(|sight| Ok(volume_of(sight, id)))?;
+        // Nobody is to begin to put the volume back to it before it says that it is a snapshot no more.
+        let volume = of.map(|of| self.turns.take(of));
+        let _turn = self.snapshot_turns.take(id);
+        let underway = self.efforts.begin(id);
+        let steps = self.plan(|sight| plan_split(sight, id))?;
+        self.carry_out_all(&steps)?;
+        drop(volume);
+        lock(&self.watched).remove(&id);
+        let steps = self.plan(|sight| plan_wipe_room(sight, id))?;
+        self.carry_out_with(&steps, &underway.effort)
     }
 
     pub(super) fn destroy_snapshot(&self, id: SnapshotId) -> Result<Removed, BackendError> {

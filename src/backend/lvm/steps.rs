@@ -55,6 +55,8 @@ impl LvmPool {
             Act::Share { of, room: Some(extents), tags } => devices.share_thick(group, of, name, *extents, tags),
             Act::Share { of, room: None, tags } => devices.share_thin(group, of, name, tags),
             Act::Activate => devices.activate(group, name),
+            Act::Deactivate => devices.deactivate(group, name),
+            Act::Split => devices.split(group, name),
             Act::Grow { extents } => devices.grow(group, name, *extents),
             Act::Shrink { extents } => devices.shrink(group, name, *extents),
             Act::Describe { present, wanted } => devices.retag_volume(group, name, &difference(present, wanted)),

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | the group | `cluster`, `pool`, `name`, `driver`, `state` |
 //! | a volume | `volume`, `name`, `generation`, `size` (bytes), `state`, `lineage.N` (the nearest first, from 0), `revert`, `wiped` (bytes) |
-//! | a snapshot | `snapshot`, `name`, `volume`, `size` (bytes), `at` (milliseconds), `state` |
+//! | a snapshot | `snapshot`, `name`, `volume`, `size` (bytes), `at` (milliseconds), `state`, `wiped` (bytes of its room) |
 //!
 //! LVM takes letters, digits and `_+.-/=!:&#` in a tag. Everything else in a value, and `#`, is written as `#` and two
 //! hexadecimal digits for each byte. Tags of others are neither read nor touched.
@@ -89,6 +89,8 @@ pub struct SnapshotTags {
     pub size: ByteSize,
     pub at: Timestamp,
     pub state: State,
+    /// How much of its room has been overwritten from its beginning, while it is [`State::Removing`].
+    pub wiped: Option<ByteSize>,
 }
 
 macro_rules! words {
@@ -168,7 +170,7 @@ impl VolumeTags {
         ];
         let ancestor = |(number, ancestor): (usize, &String)| (format!("lineage.{number}"), ancestor.clone());
         let revert = self.revert.map(|snapshot| ("revert".to_owned(), snapshot.to_string()));
-        let wiped = self.wiped.map(|bytes| ("wiped".to_owned(), bytes.as_u64().to_string()));
+        let wiped = self.wiped.map(wiped);
         encode(values.into_iter().chain(self.lineage.iter().enumerate().map(ancestor)).chain(revert).chain(wiped))
     }
 
@@ -184,7 +186,7 @@ impl VolumeTags {
             state: values.parse("state")?,
             lineage,
             revert: values.0.contains_key("revert").then(|| values.parse("revert")).transpose()?,
-            wiped: values.0.contains_key("wiped").then(|| values.parse("wiped").map(ByteSize::bytes)).transpose()?,
+            wiped: values.wiped()?,
         }))
     }
 }
@@ -193,18 +195,19 @@ impl SnapshotTags {
     /// The tags of a snapshot of a volume that has that size, in the state [`State::Staged`].
     pub fn staged(layout: &SnapshotLayout, size: ByteSize, at: Timestamp) -> Self {
         let SnapshotLayout { id: snapshot, name, volume, room: _ } = layout.clone();
-        Self { snapshot, name, volume, size, at, state: State::Staged }
+        Self { snapshot, name, volume, size, at, state: State::Staged, wiped: None }
     }
 
     pub fn encode(&self) -> Result<Vec<String>, TagsError> {
-        encode([
+        let values = [
             ("snapshot".to_owned(), self.snapshot.to_string()),
             ("name".to_owned(), self.name.to_string()),
             ("volume".to_owned(), self.volume.to_string()),
             ("size".to_owned(), self.size.as_u64().to_string()),
             ("at".to_owned(), self.at.as_millis().to_string()),
             ("state".to_owned(), self.state.to_string()),
-        ])
+        ];
+        encode(values.into_iter().chain(self.wiped.map(wiped)))
     }
 
     /// Reads a snapshot's tags; none if none of them is of ours.
@@ -217,6 +220,7 @@ impl SnapshotTags {
             size: ByteSize::bytes(values.parse("size")?),
             at: Timestamp::from_millis(values.parse("at")?),
             state: values.parse("state")?,
+            wiped: values.wiped()?,
         }))
     }
 }
@@ -227,6 +231,10 @@ pub fn difference(present: &[String], wanted: &[String]) -> (Vec<String>, Vec<St
     let gone = ours.filter(|tag| !wanted.contains(tag)).cloned().collect();
     let new = wanted.iter().filter(|tag| !present.contains(tag)).cloned().collect();
     (gone, new)
+}
+
+fn wiped(bytes: ByteSize) -> (String, String) {
+    ("wiped".to_owned(), bytes.as_u64().to_string())
 }
 
 fn encode(values: impl IntoIterator<Item = (String, String)>) -> Result<Vec<String>, TagsError> {
@@ -255,6 +263,10 @@ impl Values {
     fn parse<T: FromStr>(&self, key: &str) -> Result<T, TagsError> {
         let value = self.0.get(key).ok_or_else(|| TagsError::Missing(key.to_owned()))?;
         value.parse().map_err(|_| bad(key, value))
+    }
+
+    fn wiped(&self) -> Result<Option<ByteSize>, TagsError> {
+        self.0.contains_key("wiped").then(|| self.parse("wiped").map(ByteSize::bytes)).transpose()
     }
 }
 
@@ -307,9 +319,12 @@ mod tests {
             volume: VolumeId::generate(),
             room: None,
         };
-        let tags = SnapshotTags::staged(&layout, ByteSize::mib(3), Timestamp::from_millis(77));
+        let mut tags = SnapshotTags::staged(&layout, ByteSize::mib(3), Timestamp::from_millis(77));
+        for wiped in [None, Some(ByteSize::mib(2))] {
+            tags.wiped = wiped;
+            assert_eq!(SnapshotTags::decode(&tags.encode().unwrap()).unwrap().unwrap(), tags);
+        }
         let encoded = tags.encode().unwrap();
-        assert_eq!(SnapshotTags::decode(&encoded).unwrap().unwrap(), tags);
         assert!(VolumeTags::decode(&encoded).is_err());
         assert!(SnapshotTags::decode(&volume(vec![]).encode().unwrap()).is_err());
     }

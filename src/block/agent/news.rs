@@ -6,16 +6,21 @@ use crate::model::*;
 use crate::reconcile::Progress;
 
 impl Agent {
-    /// A report on a volume that is being worked on, if that is worth a write to the store.
-    pub(super) fn progress_report(&self, id: VolumeId, progress: crate::model::Progress) -> Option<Report> {
-        let Some(Progress::Running { task: Assigned::Volume(task), .. }) = self.world.held.get(&id.into()) else {
-            return None;
-        };
-        let last = match self.reports.get(&id.into()) {
-            Some(Report::Volume(last)) => Some(last),
-            _ => None,
-        };
-        work_report(task, last, progress).map(Report::Volume)
+    /// A report on a volume or a snapshot that is being worked on, if that is worth a write to the store.
+    pub(super) fn progress_report(&self, id: AssignedId, progress: crate::model::Progress) -> Option<Report> {
+        let Some(Progress::Running { task, .. }) = self.world.held.get(&id) else { return None };
+        let last = self.reports.get(&id);
+        match task {
+            Assigned::Volume(task) => {
+                let last = last.and_then(|last| if let Report::Volume(last) = last { Some(last) } else { None });
+                work_report(task, last, progress).map(Report::Volume)
+            }
+            Assigned::Snapshot(task) => {
+                let last = last.and_then(|last| if let Report::Snapshot(last) = last { Some(last) } else { None });
+                wipe_report(task, last, progress).map(Report::Snapshot)
+            }
+            Assigned::Pool(_) | Assigned::Attachment(_) => None,
+        }
     }
 
     /// A report on a snapshot whose room was looked at, if that is worth a write to the store.
@@ -48,6 +53,19 @@ fn work_report(
     let mut report = last.filter(is_served).cloned().unwrap_or(unknown);
     let told = last.filter(|last| last.generation == report.generation).and_then(|last| last.progress);
     report.progress = Some(progress);
+    (told.map(crate::model::Progress::percent) != Some(progress.percent())).then_some(report)
+}
+
+/// The same on a snapshot whose room is overwritten.
+fn wipe_report(
+    task: &SnapshotAssignment,
+    last: Option<&SnapshotReport>,
+    progress: crate::model::Progress,
+) -> Option<SnapshotReport> {
+    let (id, generation, spoilt) = (task.id, task.generation, last.is_some_and(|last| last.spoilt));
+    let told = last.filter(|last| last.generation == generation).and_then(|last| last.progress);
+    let (snapshot, failure) = (Observed::Unknown, None);
+    let report = SnapshotReport { id, generation, snapshot, spoilt, progress: Some(progress), failure };
     (told.map(crate::model::Progress::percent) != Some(progress.percent())).then_some(report)
 }
 
@@ -175,6 +193,21 @@ mod tests {
     }
 
     #[test]
+    fn the_wiping_of_a_snapshot_makes_it_unknown_and_is_told_of_at_every_hundredth() {
+        let removed = SnapshotAssignment { removed: true, wipe: true, generation: Generation::new(3), ..snapshot() };
+        let (mut last, mut told) = (SnapshotReport { spoilt: true, ..taken(Some(used(50))) }, Vec::new());
+        for mib in 0..=1000 {
+            let Some(report) = wipe_report(&removed, Some(&last), done(mib)) else { continue };
+            assert_eq!((report.id, report.generation, report.spoilt), (removed.id, removed.generation, true));
+            assert_eq!((&report.snapshot, &report.failure), (&Observed::Unknown, &None));
+            told.push(report.progress.unwrap());
+            last = report;
+        }
+        assert_eq!(told, (0..=100).map(|percent| done(10 * percent)).collect::<Vec<_>>());
+        assert!(wipe_report(&removed, None, done(7)).is_some(), "nobody has said anything of it before");
+    }
+
+    #[test]
     fn progress_of_nothing_and_beyond_its_end_is_told_once() {
         let (none, beyond) = (done(0), done(2000));
         let nothing = crate::model::Progress { of: ByteSize::ZERO, ..none };
@@ -193,6 +226,7 @@ mod tests {
             pool: volume().pool,
             set: Vec::new(),
             room: Some(ByteSize::mib(100)),
+            wipe: false,
             made: true,
             removed: false,
         }
@@ -200,8 +234,8 @@ mod tests {
 
     fn taken(fill: Option<Fill>) -> SnapshotReport {
         let taken = TakenSnapshot { size: ByteSize::mib(1000), at: Timestamp::EPOCH, fill };
-        let (id, generation) = (snapshot().id, snapshot().generation);
-        SnapshotReport { id, generation, snapshot: Observed::Known(taken), spoilt: false, failure: None }
+        let (id, generation, spoilt) = (snapshot().id, snapshot().generation, false);
+        SnapshotReport { id, generation, snapshot: Observed::Known(taken), spoilt, progress: None, failure: None }
     }
 
     fn used(mib: u64) -> Fill {

@@ -16,7 +16,8 @@ use crate::backend::{Backend, BackendError, Ensured, VolumeLayout};
 use crate::image::{PIECE, Part, STRIDE, Sum};
 use crate::io::{BlockIo, Extent};
 use crate::model::{
-    ByteSize, Digest, Generation, ImageRole, ImageTie, PoolId, Progress, Seal, Supply, VolumeAssignment, VolumeId,
+    AssignedId, ByteSize, Digest, Generation, ImageRole, ImageTie, PoolId, Progress, Seal, Supply, VolumeAssignment,
+    VolumeId,
 };
 use crate::rpc::{Transport, dial_address, proto};
 use proto::image_piece::Piece as Wire;
@@ -228,11 +229,13 @@ impl Worker {
         self.pause();
     }
 
-    /// Lets what takes long end soon for a volume that is to be destroyed. What backends have not begun yet does not hear of
-    /// it: it has to be said again.
-    pub fn abandon(&self, volume: VolumeId) {
-        lock(&self.images.abandoned).insert(volume);
-        self.abandon_work(Some(volume));
+    /// Lets what takes long end soon for what is to be destroyed. What backends have not begun yet does not hear of it: it has
+    /// to be said again.
+    pub fn abandon(&self, id: AssignedId) {
+        if let AssignedId::Volume(volume) = id {
+            lock(&self.images.abandoned).insert(volume);
+        }
+        self.abandon_work(Some(id));
     }
 
     fn compare(&self, volume: &VolumeAssignment, seal: &Seal, io: Arc<dyn BlockIo>) -> Result<(), TaskError> {

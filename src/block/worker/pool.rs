@@ -4,7 +4,7 @@ use super::{TaskError, Worker, failure_text};
 use crate::backend::file::FilePool;
 use crate::backend::lvm::{Executable, Ground, Kind, LvmPool, Room, Settings, SnapshotFill};
 use crate::backend::{Backend, BackendError, Ensured, PoolIdentity};
-use crate::model::{ClusterId, Devices, Driver, PoolAssignment, PoolCapacity, PoolId, PoolPlace, Progress, VolumeId};
+use crate::model::{AssignedId, ClusterId, Devices, Driver, PoolAssignment, PoolCapacity, PoolId, PoolPlace, Progress};
 use std::sync::Arc;
 
 /// A pool that is open, by its driver.
@@ -142,21 +142,21 @@ impl Worker {
         pools.into_iter().filter_map(looked).collect()
     }
 
-    /// How far the work on volumes is that takes long.
-    pub fn progress(&self) -> Vec<(VolumeId, Progress)> {
+    /// How far the work on volumes and snapshots is that takes long.
+    pub fn progress(&self) -> Vec<(AssignedId, Progress)> {
         let pools = self.pools().clone();
-        let filled = self.images.progress().into_iter();
+        let filled = self.images.progress().into_iter().map(|(volume, progress)| (volume.into(), progress));
         filled.chain(pools.values().flat_map(|pool| pool.backend().progress())).collect()
     }
 
-    /// Lets what takes long on volumes end soon, unfinished; it is begun again when it is due.
+    /// Lets what takes long on volumes and snapshots end soon, unfinished; it is begun again when it is due.
     pub fn pause(&self) {
         self.abandon_work(None);
     }
 
-    pub(super) fn abandon_work(&self, volume: Option<VolumeId>) {
+    pub(super) fn abandon_work(&self, on: Option<AssignedId>) {
         let pools = self.pools().clone();
-        pools.values().for_each(|pool| pool.backend().abandon(volume));
+        pools.values().for_each(|pool| pool.backend().abandon(on));
     }
 
     fn identity_of(&self, pool: &PoolAssignment) -> PoolIdentity {

@@ -12,8 +12,8 @@ use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Author, ByteSize, Kind, Name, Phase, Pool, Revert, Room, Snapshot, SnapshotId, SnapshotMember, SnapshotSpec,
-    Source, Volume,
+    Author, ByteSize, Driver, Kind, Name, Phase, Pool, Revert, Room, Snapshot, SnapshotId, SnapshotMember,
+    SnapshotSpec, Source, Volume,
 };
 use std::collections::BTreeSet;
 
@@ -79,7 +79,7 @@ pub fn create_snapshots(
             draft.put(pool);
         }
         let (of, volume_name) = (volume.meta.id, volume.meta.name.clone());
-        let spec = SnapshotSpec { volume: of, volume_name, set: set.clone(), room };
+        let spec = SnapshotSpec { volume: of, volume_name, set: set.clone(), room, wipe: false };
         let placement = volume.status.placement.clone();
         let mut snapshot = Snapshot::new(draft.new_meta(*id, name.clone()), spec, placement, promised);
         snapshot.status.room = fitted;
@@ -146,23 +146,70 @@ fn usable(draft: &Draft<'_>, reference: &str) -> Result<Volume, Refusal> {
     Ok(volume)
 }
 
-/// Sets a snapshot's tombstone.
+/// Sets a snapshot's tombstone. With `wipe` what its room holds is overwritten before that is given back; `Some(false)` gives up
+/// on that where it was asked for before.
 ///
 /// # Errors
-/// If there is no such snapshot, or volumes are being made from it or put back to it: they are named.
-pub fn remove_snapshot(draft: &mut Draft<'_>, author: &Author, reference: &str) -> Result<Snapshot, Refusal> {
+/// If there is no such snapshot, or volumes are being made from it or put back to it: they are named. If it cannot be wiped, or
+/// its removal has begun without that.
+pub fn remove_snapshot(
+    draft: &mut Draft<'_>,
+    author: &Author,
+    reference: &str,
+    wipe: Option<bool>,
+) -> Result<Snapshot, Refusal> {
     let mut snapshot = find::<Snapshot>(draft, reference)?;
     let (id, name) = (snapshot.meta.id, snapshot.meta.name.clone());
-    if let Some(user) = user_of(draft, &snapshot) {
+    if wipe == Some(true) && !snapshot.spec.wipe {
+        check_wipe(draft, &snapshot)?;
+    }
+    if let Some(user) = user_of(draft, &snapshot).filter(|_| !snapshot.meta.is_removed()) {
         return Err(Refusal::Precondition(format!(
             "snapshot '{name}' is still being copied for volume '{user}': remove it once that volume is ready"
         )));
     }
     if snapshot.bury(draft.now) {
+        snapshot.spec.wipe = wipe.unwrap_or_default();
         draft.put(snapshot.clone());
-        audit(draft, author, "snapshot.remove", Kind::Snapshot, id, &name, None);
+        let detail = snapshot.spec.wipe.then(|| "what its room holds is overwritten first".to_owned());
+        audit(draft, author, "snapshot.remove", Kind::Snapshot, id, &name, detail);
+    } else if wipe == Some(false) && snapshot.spec.wipe {
+        snapshot.spec.wipe = false;
+        snapshot.meta.touch(draft.now);
+        (snapshot.status.message, snapshot.status.progress) = (None, None);
+        draft.put(snapshot.clone());
+        let detail = Some("what its room holds is overwritten no longer".to_owned());
+        audit(draft, author, "snapshot.remove", Kind::Snapshot, id, &name, detail);
     }
     Ok(snapshot)
+}
+
+/// # Errors
+/// If there is no room of its own to overwrite, or it is too late.
+fn check_wipe(draft: &Draft<'_>, snapshot: &Snapshot) -> Result<(), Refusal> {
+    let name = &snapshot.meta.name;
+    if snapshot.meta.is_removed() {
+        return Err(Refusal::Precondition(format!(
+            "the removal of snapshot '{name}' has begun without overwriting it: its room may have been given back already"
+        )));
+    }
+    for replica in &snapshot.status.placement {
+        let pool = pool_of(draft, replica.pool)?;
+        let why = match pool.spec.driver {
+            Driver::Lvm(_) => continue,
+            Driver::LvmThin(_) => {
+                "a snapshot has no room of its own, and a thin pool zeroes what it gives to another volume"
+            }
+            Driver::File { .. } => {
+                "a snapshot shares its blocks with its volume and copies, and a file system may keep what was there elsewhere"
+            }
+        };
+        return Err(Refusal::Precondition(format!(
+            "snapshot '{name}' is in pool '{}' of driver {}, where overwriting promises nothing: {why}; remove it without --wipe",
+            pool.meta.name, pool.spec.driver
+        )));
+    }
+    Ok(())
 }
 
 /// A volume whose bytes are still to come from the snapshot.

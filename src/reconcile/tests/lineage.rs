@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{Revert, SnapshotAssignment, SnapshotId, SnapshotMember, Source};
 
-fn snapshot(id: u8, volume: u8) -> SnapshotAssignment {
+pub(super) fn snapshot(id: u8, volume: u8) -> SnapshotAssignment {
     SnapshotAssignment {
         id: SnapshotId::from_bytes([id; 16]),
         name: format!("s{id}").parse().unwrap(),
@@ -12,12 +12,13 @@ fn snapshot(id: u8, volume: u8) -> SnapshotAssignment {
         pool: PoolId::from_bytes([1; 16]),
         set: Vec::new(),
         room: None,
+        wipe: false,
         made: false,
         removed: false,
     }
 }
 
-fn buried(snapshot: &SnapshotAssignment) -> SnapshotAssignment {
+pub(super) fn buried(snapshot: &SnapshotAssignment) -> SnapshotAssignment {
     SnapshotAssignment { generation: snapshot.generation.next(), removed: true, ..snapshot.clone() }
 }
 
@@ -135,6 +136,42 @@ fn a_volume_is_put_back_once_its_snapshot_is_there() {
     assert_eq!(world.plan(&wanted, now), [Task::Ensure(taken.clone().into())]);
     done(&mut world, taken);
     assert_eq!(world.plan(&wanted, now), [Task::Ensure(back.into())]);
+}
+
+#[test]
+fn a_volume_does_not_wait_while_a_snapshot_s_room_is_overwritten_not_even_one_that_was_put_back_to_it() {
+    let now = Instant::now();
+    let (first, taken) = (volume(2, 1, false), snapshot(9, 2));
+    let both = set(&[taken.clone(), snapshot(8, 2)]);
+    let wiped = SnapshotAssignment { wipe: true, ..buried(&both[0]) };
+    let since = first.generation.next();
+    let grown = VolumeAssignment { revert: Some(Revert { to: taken.id, since }), ..volume(2, 3, false) };
+    let wanted = with(std::slice::from_ref(&grown), std::slice::from_ref(&wiped));
+    // After a restart the volume comes first.
+    let mut world = settled(&[]);
+    assert_eq!(world.plan(&wanted, now), [Task::Ensure(grown.clone().into())]);
+    // And it changes while that is under way, as does the rest of the set.
+    let mut busy = settled(std::slice::from_ref(&first));
+    let begun = Task::Remove(wiped.clone().into());
+    busy.begin(&begun);
+    assert_eq!(busy.plan(&wanted, now), [Task::Ensure(grown.clone().into())]);
+    let rest = with(std::slice::from_ref(&first), &[wiped.clone(), buried(&both[1])]);
+    assert_eq!(busy.plan(&rest, now), [Task::Remove(buried(&both[1]).into())]);
+    // Without overwriting it is over at once, and waited for.
+    let plain = SnapshotAssignment { wipe: false, ..wiped };
+    world.begin(&Task::Remove(plain.clone().into()));
+    assert_eq!(world.plan(&with(&[grown], &[plain]), now), []);
+}
+
+#[test]
+fn a_snapshot_is_not_destroyed_in_the_round_in_which_a_copy_of_it_begins() {
+    let now = Instant::now();
+    let (origin, taken) = (volume(2, 1, false), snapshot(9, 2));
+    let copy = VolumeAssignment { source: Some(Source::Snapshot(taken.id)), ..volume(3, 1, false) };
+    let mut world = settled(std::slice::from_ref(&origin));
+    done(&mut world, taken.clone());
+    let goes = with(&[origin, copy.clone()], &[buried(&taken)]);
+    assert_eq!(world.plan(&goes, now), [Task::Ensure(copy.into())]);
 }
 
 #[test]

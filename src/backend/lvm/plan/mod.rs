@@ -46,6 +46,10 @@ pub enum Act {
         tags: Vec<String>,
     },
     Activate,
+    /// The kernel forgets it, whatever it has taken it for.
+    Deactivate,
+    /// Makes a classic snapshot's room a logical volume of its own, under the snapshot's name.
+    Split,
     /// By so many extents.
     Grow {
         extents: u64,
@@ -95,7 +99,8 @@ impl Act {
         match self {
             Act::Zero { from, to } | Act::Wipe { from, to } => to.saturating_sub(*from),
             Act::Copy { length, .. } | Act::PutBack { length, .. } => *length,
-            Act::Make { .. } | Act::Share { .. } | Act::Activate | Act::Grow { .. } | Act::Shrink { .. } => 0,
+            Act::Make { .. } | Act::Share { .. } | Act::Grow { .. } | Act::Shrink { .. } => 0,
+            Act::Activate | Act::Deactivate | Act::Split => 0,
             Act::Describe { .. } | Act::Rename { .. } | Act::Discard { .. } | Act::Remove => 0,
         }
     }

@@ -3,7 +3,7 @@
 //! | name | what |
 //! |---|---|
 //! | `<volume id>` | a volume |
-//! | `s-<snapshot id>` | a snapshot |
+//! | `s-<snapshot id>` | a snapshot; of a thick one that is wiped, its room alone |
 //! | `next-<volume id>` | of a thin volume that is put back: what takes its place |
 //! | `from-<volume id>` | of a thick volume in the making: the volume that it is a copy of, held still |
 

@@ -3,6 +3,7 @@
 //! ```text
 //!   nothing ──stage──▶ staged ──settle──▶ ready ──remove──▶ nothing
 //!                        └──stage──▶ nothing ──▶ staged
+//!   ready ──wipe──▶ removing ──(split off)──▶ removing, its room alone ──(overwritten)──▶ … ──remove──▶ nothing
 //! ```
 //! Each arrow is one change of LVM's metadata; what is staged is of the instant at which it was made. A thin snapshot
 //! stands on its own. A classic one holds what its volume was before it changed, in room of its own: where that does not
@@ -12,7 +13,9 @@ use super::{Act, Sight, Step, damaged, names, unspeakable};
 use crate::backend::lvm::report::Lv;
 use crate::backend::lvm::tags::{Kind, SnapshotTags, State};
 use crate::backend::{BackendError, SnapshotLayout};
-use crate::model::{ByteSize, Fill, Generation, InventorySnapshot, PoolId, SnapshotId, TakenSnapshot, Timestamp};
+use crate::model::{
+    ByteSize, Fill, Generation, InventorySnapshot, PoolId, SnapshotId, TakenSnapshot, Timestamp, VolumeId,
+};
 
 const UNDESCRIBED: &str = "it is there without the tags that say what it is";
 
@@ -56,8 +59,10 @@ pub fn plan_settle(sight: &Sight, id: SnapshotId) -> Result<(Vec<Step>, TakenSna
     let held = decoded(lv, id)?;
     check_sound(sight, lv, &held)?;
     let taken = TakenSnapshot { size: held.size, at: held.at, fill: fill(sight, lv) };
-    if held.state == State::Ready {
-        return Ok((Vec::new(), taken));
+    match held.state {
+        State::Ready => return Ok((Vec::new(), taken)),
+        State::Staged => {}
+        State::Making | State::Reverting | State::Removing => return Err(lost(sight, id)),
     }
     let wanted = SnapshotTags { state: State::Ready, ..held }.encode().map_err(unspeakable)?;
     Ok((vec![Act::Describe { present: lv.tags.clone(), wanted }.on(&lv.name)], taken))
@@ -89,6 +94,45 @@ pub fn whole<'s>(sight: &Sight<'s>, id: SnapshotId) -> Result<(&'s Lv, SnapshotT
 /// The way to nothing.
 pub fn plan_remove(sight: &Sight, id: SnapshotId) -> Result<Vec<Step>, BackendError> {
     let Some(lv) = sight.lv(&names::snapshot(id)) else { return Ok(Vec::new()) };
+    check_unneeded(sight, lv, id)?;
+    Ok(vec![Act::Remove.on(&lv.name)])
+}
+
+/// The way from a classic snapshot to its room alone, which has the old bytes of its volume in it and is a snapshot of
+/// nothing.
+///
+/// # Errors
+/// Where it has no room of its own, or its volume is being put back to it.
+pub fn plan_split(sight: &Sight, id: SnapshotId) -> Result<Vec<Step>, BackendError> {
+    if sight.kind == Kind::Thin {
+        return Err(BackendError::Refused(format!(
+            "snapshot {id} cannot be wiped: it shares its thin pool's space with its volume and copies, and has none of its own; \
+             the pool zeroes what it gives to another volume"
+        )));
+    }
+    let Some(lv) = sight.lv(&names::snapshot(id)) else { return Ok(Vec::new()) };
+    check_unneeded(sight, lv, id)?;
+    let mut steps = Vec::new();
+    // From here on nobody finds it: what is made of it from now on would be made of its room.
+    if let Ok(held) = decoded(lv, id)
+        && held.state != State::Removing
+    {
+        let wanted = SnapshotTags { state: State::Removing, ..held }.encode().map_err(unspeakable)?;
+        steps.push(Act::Describe { present: lv.tags.clone(), wanted }.on(&lv.name));
+    }
+    steps.extend(lv.origin.as_ref().map(|_| Act::Split.on(&lv.name)));
+    Ok(steps)
+}
+
+/// The volume that it says it is a snapshot of.
+pub fn volume_of(sight: &Sight, id: SnapshotId) -> Option<VolumeId> {
+    let lv = sight.lv(&names::snapshot(id))?;
+    decoded(lv, id).ok().map(|held| held.volume)
+}
+
+/// # Errors
+/// If a volume is being put back to it.
+fn check_unneeded(sight: &Sight, lv: &Lv, id: SnapshotId) -> Result<(), BackendError> {
     if sight.kind == Kind::Thick
         && let Ok(held) = decoded(lv, id)
         && let Some(volume) = sight.lv(&names::volume(held.volume))
@@ -99,17 +143,21 @@ pub fn plan_remove(sight: &Sight, id: SnapshotId) -> Result<Vec<Step>, BackendEr
         let reason = format!("snapshot {id} cannot be removed: volume {} is being put back to it", held.volume);
         return Err(BackendError::Refused(reason));
     }
-    Ok(vec![Act::Remove.on(&lv.name)])
+    Ok(())
 }
 
-/// The snapshot as it lies there; none for what is no snapshot, or was never settled.
+/// The snapshot as it lies there; none for what is no snapshot, or was never settled. One whose removal has begun is damaged:
+/// nothing can be made of it.
 pub fn inventory(sight: &Sight, pool: PoolId, lv: &Lv) -> Option<InventorySnapshot> {
     let Some(names::Role::Snapshot(id)) = names::Role::of(&lv.name) else { return None };
     let held = lv.decoded_snapshot().ok().flatten()?;
-    if held.state != State::Ready {
-        return None;
-    }
-    let damage = decoded(lv, id).and_then(|held| check_sound(sight, lv, &held)).err().map(|error| error.to_string());
+    let damage = match held.state {
+        State::Ready => {
+            decoded(lv, id).and_then(|held| check_sound(sight, lv, &held)).err().map(|error| error.to_string())
+        }
+        State::Removing => Some("its removal was begun and has not ended".to_owned()),
+        State::Making | State::Staged | State::Reverting => return None,
+    };
     let (volume, name, size, at) = (held.volume, held.name.to_string(), held.size, held.at);
     let (told, room) = (Generation::default(), (sight.kind == Kind::Thick).then_some(lv.size));
     Some(InventorySnapshot { id, pool, volume, name, size, at, told, data: None, room, damage })
@@ -121,7 +169,7 @@ pub fn fill(sight: &Sight, lv: &Lv) -> Option<Fill> {
     Some(Fill { room: lv.size, used })
 }
 
-fn decoded(lv: &Lv, id: SnapshotId) -> Result<SnapshotTags, BackendError> {
+pub(super) fn decoded(lv: &Lv, id: SnapshotId) -> Result<SnapshotTags, BackendError> {
     match lv.decoded_snapshot().map_err(|error| damaged(lv, &error.to_string()))? {
         Some(held) if held.snapshot != id => Err(damaged(lv, &format!("it describes snapshot {}", held.snapshot))),
         Some(held) => Ok(held),

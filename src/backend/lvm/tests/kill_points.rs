@@ -1,8 +1,9 @@
 //! Every verb killed before and after each of its changes, and repeated.
 
-use super::machine::{KINDS, Machine, layout, read, resized};
-use crate::backend::{Backend, BackendError, Ensured, Removed, VolumeLayout};
+use super::machine::{KINDS, Machine, layout, read, resized, snapshot_of};
+use crate::backend::{Backend, BackendError, Ensured, Removed, SnapshotLayout, VolumeLayout};
 use crate::io::BlockIo;
+use crate::model::Timestamp;
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,12 +15,14 @@ enum Act {
     Shrink,
     Rename,
     Remove,
-    /// Of thick volumes only.
+    /// Of thick volumes only, as the next one.
     Wipe,
+    /// Of a snapshot.
+    WipeRoom,
     Release,
 }
 
-const ACTS: [Act; 9] = [
+const ACTS: [Act; 10] = [
     Act::MakePool,
     Act::ExtendPool,
     Act::Create,
@@ -28,6 +31,7 @@ const ACTS: [Act; 9] = [
     Act::Rename,
     Act::Remove,
     Act::Wipe,
+    Act::WipeRoom,
     Act::Release,
 ];
 
@@ -35,13 +39,16 @@ struct Stage {
     machine: Machine,
     subject: VolumeLayout,
     bystander: VolumeLayout,
+    snapshot: SnapshotLayout,
     act: Act,
 }
 
 impl Stage {
     fn new(kind: crate::backend::lvm::Kind, act: Act) -> Self {
         let size = if act == Act::Shrink { 19 } else { 3 };
-        let stage = Self { machine: Machine::new(kind), subject: layout(size), bystander: layout(1), act };
+        let (machine, subject) = (Machine::new(kind), layout(size));
+        let snapshot = snapshot_of(subject.id);
+        let stage = Self { machine, subject, bystander: layout(1), snapshot, act };
         if act == Act::MakePool {
             return stage;
         }
@@ -49,8 +56,12 @@ impl Stage {
         if act != Act::Release {
             stage.fill(&pool, &stage.bystander);
         }
-        if [Act::Grow, Act::Shrink, Act::Rename, Act::Remove, Act::Wipe].contains(&act) {
+        if [Act::Grow, Act::Shrink, Act::Rename, Act::Remove, Act::Wipe, Act::WipeRoom].contains(&act) {
             stage.fill(&pool, &stage.subject);
+        }
+        if act == Act::WipeRoom {
+            pool.stage_snapshot(&stage.snapshot, Timestamp::EPOCH).unwrap();
+            pool.settle_snapshot(stage.snapshot.id).unwrap();
         }
         if act == Act::Shrink {
             // Behind the end that is to come: in what stays of its extent, and in one that goes.
@@ -94,6 +105,11 @@ impl Stage {
                 pool.wipe_volume(self.subject.id)?;
                 pool.remove_volume(self.subject.id).map(drop)
             }
+            Act::WipeRoom => {
+                let pool = self.machine.open(made);
+                pool.wipe_snapshot(self.snapshot.id)?;
+                pool.remove_snapshot(self.snapshot.id).map(drop)
+            }
             Act::Release => self.machine.release_at().map(drop),
         }
     }
@@ -123,6 +139,13 @@ impl Stage {
                     .map_or_else(|error| assert!(error.to_string().contains("thin")), |()| {});
                 assert_eq!(pool.remove_volume(self.subject.id).unwrap(), Removed::WasAbsent);
                 assert_eq!(pool.observe_volumes().unwrap().len(), 1);
+            }
+            Act::WipeRoom => {
+                let room = format!("s-{}", self.snapshot.id);
+                assert_eq!(self.machine.model.state().emptied.get(&room), Some(&true), "old bytes were given back");
+                pool.wipe_snapshot(self.snapshot.id).unwrap();
+                assert_eq!(pool.remove_snapshot(self.snapshot.id).unwrap(), Removed::WasAbsent);
+                self.check_subject(&pool);
             }
             Act::ExtendPool => {
                 let use_now = pool.observe_use().unwrap().data;
@@ -156,7 +179,8 @@ impl Stage {
 #[test]
 fn a_verb_killed_at_any_change_and_repeated_comes_to_the_same_end() {
     let all = KINDS.into_iter().flat_map(|kind| ACTS.map(|act| (kind, act)));
-    for (kind, act) in all.filter(|(kind, act)| (*kind, *act) != (super::super::Kind::Thin, Act::Wipe)) {
+    let thick_only = |act| [Act::Wipe, Act::WipeRoom].contains(&act);
+    for (kind, act) in all.filter(|(kind, act)| *kind == super::super::Kind::Thick || !thick_only(*act)) {
         let mut kills = 0;
         for (fuse, after) in (0..).flat_map(|fuse| [(fuse, false), (fuse, true)]) {
             let mut stage = Stage::new(kind, act);

@@ -5,6 +5,7 @@ pub mod machine;
 mod mapper;
 mod model;
 mod pools;
+mod rooms;
 mod sequences;
 mod snapshots;
 mod surveys;

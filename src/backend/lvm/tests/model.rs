@@ -14,7 +14,6 @@ use std::sync::{Mutex, MutexGuard};
 pub const EXTENT: u64 = 4 << 20;
 /// Before the first extent.
 const HEAD: u64 = 17 << 20;
-const GARBAGE: u8 = 0xa5;
 
 #[derive(Clone, Debug, Default)]
 pub struct Group {
@@ -35,6 +34,10 @@ pub struct Volume {
     pub origin: Option<String>,
     /// Of a classic snapshot: it had no room any more.
     pub overflowed: bool,
+    /// Somebody else has its device open.
+    pub held: bool,
+    /// What was a snapshot is a volume, of which the kernel has not heard.
+    pub stale: bool,
     /// Of a classic snapshot: how full its room is; of a thin pool: how full its data and its metadata are, if not as its
     /// volumes' files and a tenth of it say.
     pub percent: Option<f64>,
@@ -54,13 +57,15 @@ impl Volume {
             when_full,
             origin: None,
             overflowed: false,
+            held: false,
+            stale: false,
             percent: None,
             metadata_percent: 10.0,
             ailment: "",
         }
     }
 
-    fn is_classic(&self) -> bool {
+    pub fn is_classic(&self) -> bool {
         self.segments == "linear" && self.origin.is_some()
     }
 }
@@ -84,16 +89,16 @@ pub struct Model {
     pub listener: Mutex<Option<Listener>>,
 }
 
-type Done = Result<(), String>;
+pub type Done = Result<(), String>;
 
 /// A command line taken apart.
-struct Words<'c> {
+pub struct Words<'c> {
     options: Vec<(&'c str, &'c str)>,
-    places: Vec<&'c str>,
+    pub places: Vec<&'c str>,
 }
 
 impl<'c> Words<'c> {
-    fn of(call: &'c Call) -> Self {
+    pub fn of(call: &'c Call) -> Self {
         const BARE: &[&str] = &[
             "--norestorefile",
             "--yes",
@@ -102,6 +107,7 @@ impl<'c> Words<'c> {
             "--all",
             "--ignoreactivationskip",
             "--snapshot",
+            "--splitsnapshot",
             "--force",
         ];
         let mut words = Self { options: Vec::new(), places: Vec::new() };
@@ -120,7 +126,7 @@ impl<'c> Words<'c> {
         self.options.iter().filter(move |(option, _)| *option == name).map(|(_, value)| *value)
     }
 
-    fn get(&self, name: &str) -> Option<&'c str> {
+    pub fn get(&self, name: &str) -> Option<&'c str> {
         self.all(name).next()
     }
 
@@ -187,19 +193,6 @@ impl Model {
         }
     }
 
-    /// Makes the file of a volume so long; what is new of a thick one was somebody's.
-    fn lengthen(&self, group: &str, name: &str, lv: &Volume) {
-        let node = self.node(group, name);
-        fs::create_dir_all(node.parent().unwrap()).unwrap();
-        let file = File::options().create(true).truncate(false).write(true).open(node).unwrap();
-        let (old, new) = (file.metadata().unwrap().len(), lv.extents * EXTENT);
-        file.set_len(new).unwrap();
-        if lv.segments == "linear" {
-            let garbage = vec![GARBAGE; EXTENT as usize];
-            (old..new).step_by(EXTENT as usize).for_each(|at| file.write_all_at(&garbage, at).unwrap());
-        }
-    }
-
     fn carry_out(&self, state: &mut State, call: &Call) -> Done {
         let words = Words::of(call);
         let visible: Vec<PathBuf> = words.get("--devices").unwrap().split(',').map(PathBuf::from).collect();
@@ -238,6 +231,8 @@ impl Model {
             "lvcreate" if words.get("--snapshot").is_some() => self.share(state, &words)?,
             "lvcreate" => self.create(state, &words)?,
             "lvrename" => self.rename(state, &words)?,
+            "lvconvert" => self.split(state, &words)?,
+            "lvchange" if words.get("--activate").is_some() => self.switch(state, &words)?,
             "lvchange" | "lvextend" | "lvreduce" | "lvremove" => self.alter(state, &words, call.verb())?,
             verb => panic!("{verb} is not modelled"),
         }
@@ -335,7 +330,7 @@ impl Model {
             let depends = |other: &Volume| other.is_classic() && other.origin.as_deref() == Some(name);
             assert!(!lvs.values().any(depends), "{name} would take its classic snapshots with it");
             if lv.segments == "linear" {
-                let zeros = fs::read(self.node(group, name)).unwrap().iter().all(|byte| *byte == 0);
+                let zeros = !lv.stale && fs::read(self.node(group, name)).unwrap().iter().all(|byte| *byte == 0);
                 state.emptied.insert(name.to_owned(), zeros);
             }
             if lv.segments != "thin-pool" {
@@ -378,13 +373,6 @@ impl Model {
             return Ok(());
         }
         words.retag(&mut lv.tags);
-        if words.get("--activate").is_some() {
-            assert!(!lv.is_classic(), "LVM asks back: change of a snapshot will also change its origin");
-            lv.active = true;
-            let with_it = |lv: &&mut Volume| lv.is_classic() && lv.origin.as_deref() == Some(name);
-            lvs.values_mut().filter(with_it).for_each(|lv| lv.active = true);
-            return Ok(());
-        }
         if words.get("--errorwhenfull").is_some() {
             lv.when_full = "error";
         }
@@ -489,6 +477,7 @@ impl Lvm for Model {
                 state.fuse = None;
                 if after {
                     self.carry_out(&mut state, call).map_err(failed)?;
+                    self.cut_short(&mut state, call);
                 }
                 return Err(failed("killed".to_owned()));
             }

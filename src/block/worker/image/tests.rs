@@ -114,6 +114,10 @@ impl Backend for Mortal {
         self.below.settle_snapshot(id)
     }
 
+    fn wipe_snapshot(&self, id: SnapshotId) -> Result<(), BackendError> {
+        self.below.wipe_snapshot(id)
+    }
+
     fn remove_snapshot(&self, id: SnapshotId) -> Result<Removed, BackendError> {
         self.below.remove_snapshot(id)
     }

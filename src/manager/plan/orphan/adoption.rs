@@ -257,7 +257,7 @@ fn take_snapshot(
     }
     let name = claim(draft, Kind::Snapshot, &found.name, found.id, wanted, remarks)?;
     let (of, volume_name) = (volume.meta.id, volume.meta.name.clone());
-    let spec = SnapshotSpec { volume: of, volume_name, set: Vec::new(), room: None };
+    let spec = SnapshotSpec { volume: of, volume_name, set: Vec::new(), room: None, wipe: false };
     let meta = Meta::new(found.id, name, draft.now);
     // What it has, whatever would be usual now: that much of the pool is taken.
     let room = pool.room(None, volume.spec.size).map(|usual| found.room.unwrap_or(usual));

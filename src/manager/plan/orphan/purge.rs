@@ -84,7 +84,7 @@ fn purge_snapshot(
     let name = claim(draft, Kind::Snapshot, id)?;
     let volume_name = draft.get::<Volume>(found.volume).map(|volume| volume.meta.name.clone());
     let volume_name = volume_name.unwrap_or_else(|| Name::resembling(&format!("volume-{}", found.volume), "volume"));
-    let spec = SnapshotSpec { volume: found.volume, volume_name, set: Vec::new(), room: None };
+    let spec = SnapshotSpec { volume: found.volume, volume_name, set: Vec::new(), room: None, wipe: false };
     let replica = Replica { pool: pool.meta.id, service: pool.spec.service };
     let mut snapshot = Snapshot::new(Meta::new(id, name, draft.now), spec, vec![replica], found.size);
     snapshot.meta.generation = found.told;

@@ -29,7 +29,7 @@ impl World {
     pub(super) fn report_snapshot(&mut self, snapshot: &Snapshot, seen: Observed<TakenSnapshot>) {
         let generation = self.view.get::<Snapshot>(snapshot.meta.id).unwrap().meta.generation;
         let (id, spoilt) = (snapshot.meta.id, false);
-        let report = SnapshotReport { id, generation, snapshot: seen, spoilt, failure: None };
+        let report = SnapshotReport { id, generation, snapshot: seen, spoilt, progress: None, failure: None };
         let reports = [Report::Snapshot(report)];
         self.write(|draft| take_reports(draft, service_id(), session_id(), &reports)).unwrap();
     }
@@ -64,7 +64,7 @@ fn a_snapshot_promises_its_volume_s_size_and_gives_it_back_when_it_is_gone() {
     world.assert_adds_up();
     assert!(matches!(world.snapshots(&[("v", "t")]), Err(Refusal::NoRoom { .. })));
     assert!(matches!(world.snapshots(&[("v", "s")]), Err(Refusal::NameTaken { .. })));
-    world.write(|draft| remove_snapshot(draft, &somebody(), "s")).unwrap();
+    world.write(|draft| remove_snapshot(draft, &somebody(), "s", None)).unwrap();
     assert!(matches!(world.copy("c", None, of_snapshot("s")), Err(Refusal::Removing { .. })));
     world.report_snapshot(&snapshot, Observed::Absent);
     world.assert_adds_up();
@@ -81,7 +81,7 @@ fn a_volume_with_snapshots_or_copies_under_way_is_not_removed_and_they_are_named
     let remove = |world: &mut World| world.write(|draft| remove_volume(draft, &somebody(), "v", None));
     let refused = remove(&mut world).unwrap_err().to_string();
     assert!(refused.contains("snapshots 's'"), "{refused}");
-    world.write(|draft| remove_snapshot(draft, &somebody(), "s")).unwrap();
+    world.write(|draft| remove_snapshot(draft, &somebody(), "s", None)).unwrap();
     world.report_snapshot(&snapshot, Observed::Absent);
     let copy = world.copy("c", None, Origin::Volume("v".into())).unwrap();
     assert_eq!(copy.spec.size, volume.spec.size);
@@ -99,10 +99,10 @@ fn a_snapshot_stays_until_its_copies_are_made_and_then_may_go_before_them() {
     world.made("v", 8);
     world.taken("v", "s");
     let copy = world.copy("c", Some(10), of_snapshot("s")).unwrap();
-    let refused = world.write(|draft| remove_snapshot(draft, &somebody(), "s")).unwrap_err().to_string();
+    let refused = world.write(|draft| remove_snapshot(draft, &somebody(), "s", None)).unwrap_err().to_string();
     assert!(refused.contains("for volume 'c'"), "{refused}");
     world.make(&copy);
-    world.write(|draft| remove_snapshot(draft, &somebody(), "s")).unwrap();
+    world.write(|draft| remove_snapshot(draft, &somebody(), "s", None)).unwrap();
     world.assert_adds_up();
 }
 
@@ -193,13 +193,13 @@ fn a_volume_is_put_back_only_to_a_snapshot_of_its_own_and_of_its_size() {
     assert!(refused.contains("one of volume 'v'"), "{refused}");
     let back = revert(&mut world, "v").unwrap();
     assert_eq!(back.spec.revert, Some(Revert { to: snapshot.meta.id, since: volume.meta.generation.next() }));
-    assert!(world.write(|draft| remove_snapshot(draft, &somebody(), "s")).is_err(), "it is being copied from");
+    assert!(world.write(|draft| remove_snapshot(draft, &somebody(), "s", None)).is_err(), "it is being copied from");
     world.make(&back);
     let grown = world.write(|draft| resize_volume(draft, &somebody(), "v", ByteSize::mib(9), false)).unwrap();
     world.make(&grown);
     let refused = revert(&mut world, "v").unwrap_err().to_string();
     assert!(refused.contains("--from-snapshot s"), "{refused}");
-    world.write(|draft| remove_snapshot(draft, &somebody(), "s")).unwrap();
+    world.write(|draft| remove_snapshot(draft, &somebody(), "s", None)).unwrap();
 }
 
 #[test]
