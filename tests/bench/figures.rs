@@ -16,8 +16,8 @@ impl Figures {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\n{:<62} {:>18}  goal", "figure", "measured")?;
-        self.rows.iter().try_for_each(|(what, value, goal)| writeln!(f, "{what:<62} {value:>18}  {goal}"))
+        writeln!(f, "\n{:<76} {:>14}  goal", "figure", "measured")?;
+        self.rows.iter().try_for_each(|(what, value, goal)| writeln!(f, "{what:<76} {value:>14}  {goal}"))
     }
 }
 
