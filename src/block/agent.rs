@@ -252,9 +252,8 @@ impl Agent {
             return Vec::new();
         }
         let mut tasks = self.world.plan(&self.assigned, self.planned);
-        if tasks.iter().any(Task::destroys) && !self.save().await {
-            // A tombstone is on disk before it is acted on, or not acted on.
-            tasks.retain(|task| !task.destroys());
+        if tasks.iter().any(Task::follows_the_ledger) && !self.save().await {
+            tasks.retain(|task| !task.follows_the_ledger());
         }
         for task in tasks {
             if self.hands.len() >= HANDS {

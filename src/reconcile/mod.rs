@@ -14,7 +14,7 @@
 mod doors;
 mod lineage;
 
-use crate::model::{Assigned, AssignedId, Assignment, AssignmentSet, PoolId};
+use crate::model::{Assigned, AssignedId, Assignment, AssignmentSet, Generation, PoolId};
 use doors::Doors;
 use lineage::Lineage;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,9 +67,15 @@ impl Task {
         }
     }
 
-    /// Whether bytes are lost by it.
-    pub fn destroys(&self) -> bool {
-        matches!(self, Task::Remove(Assigned::Pool(_) | Assigned::Volume(_) | Assigned::Snapshot(_)))
+    /// Whether the ledger holds what it is about before it is begun. Whoever starts anew with a ledger from before would miss
+    /// bytes that are gone on purpose, or find a volume that is newer on its disk than he may serve.
+    pub fn follows_the_ledger(&self) -> bool {
+        match self {
+            Task::Remove(object) => !matches!(object, Assigned::Attachment(_)),
+            // A new one is nobody's yet.
+            Task::Ensure(Assigned::Volume(volume)) => volume.generation > Generation::FIRST,
+            Task::Ensure(_) | Task::Drop(_) => false,
+        }
     }
 }
 

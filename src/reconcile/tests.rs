@@ -160,13 +160,13 @@ fn a_few_volumes_and_snapshots_are_overwritten_at_a_time_and_all_come_while_othe
     let mut gone = 0;
     loop {
         let tasks = world.plan(&assigned, now);
-        let (wipes, others): (Vec<Task>, Vec<Task>) = tasks.into_iter().partition(Task::destroys);
+        let (wipes, others): (Vec<Task>, Vec<Task>) = tasks.into_iter().partition(Task::follows_the_ledger);
         assert!(wipes.len() <= WIPES && others.len() == usize::from(gone == 0), "{wipes:?} {others:?}");
         if wipes.is_empty() {
             break;
         }
         wipes.iter().chain(&others).for_each(|task| world.begin(task));
-        assert!(!world.plan(&assigned, now).iter().any(Task::destroys), "while they run no other begins");
+        assert!(!world.plan(&assigned, now).iter().any(Task::follows_the_ledger), "while they run no other begins");
         gone += wipes.len();
         wipes.iter().chain(&others).for_each(|task| world.finish(task, false, now));
     }

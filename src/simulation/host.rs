@@ -1,5 +1,5 @@
 //! A block service: what is on its disks survives it, what it knows besides does not. The order of its duties is that of
-//! `block::agent`: a tombstone is in the ledger before it is acted on, and nothing is told that the ledger does not hold.
+//! `block::agent`: what changes or goes is in the ledger before it is acted on, and nothing is told that the ledger does not hold.
 
 use super::Planted;
 use super::disk::{Buried, Disk, Step, Violation};
@@ -200,8 +200,8 @@ impl Host {
     pub fn plan(&mut self, now: Instant, disk_works: bool) -> Vec<Task> {
         let Some(running) = &self.running else { return Vec::new() };
         let mut tasks = running.world.plan(&running.assigned, now);
-        if tasks.iter().any(Task::destroys) && !self.save(disk_works) {
-            tasks.retain(|task| !task.destroys());
+        if tasks.iter().any(Task::follows_the_ledger) && !self.save(disk_works) {
+            tasks.retain(|task| !task.follows_the_ledger());
         }
         if let Some(running) = &mut self.running {
             for task in &tasks {

@@ -140,6 +140,35 @@ fn a_ledger_that_the_disk_does_not_take_delays_and_loses_nothing() {
 }
 
 #[test]
+fn a_change_that_the_ledger_does_not_hold_keeps_no_volume_from_being_served_after_a_reboot() {
+    let mut cluster = Cluster::bare(Backing::Embedded);
+    let Some(disk) = SmallDisk::new(cluster.block_dir(), "size=8m,mode=700") else { return };
+    cluster.manager.start_serving(&cluster.ctl().socket);
+    cluster.block.start_serving(&cluster.block_ctl().socket);
+    cluster.init_manager("");
+    cluster.init_block();
+    let ctl = cluster.ctl();
+    ctl.ok(&format!("pool create main --path {}", path_text(&cluster.pool())));
+    ctl.ok("volume create a --size 1M");
+    let uri = ctl.uri("a", "nbd-unix");
+    qemu_io(&uri, &["write -P 0x42 0 1M", "flush"]).succeeds();
+    let ballast = disk.path.join("ballast");
+    fill(&ballast);
+    assert_ne!(ctl.run("volume resize a --size 2M --timeout 2s").code, Some(0), "what may be lost is not done");
+    cluster.manager.kill();
+    cluster.block.kill();
+    std::fs::remove_file(&ballast).expect("space again");
+    cluster.block.start_serving(&cluster.block_ctl().socket);
+    let served = || (qemu_io(&uri, &["read -P 0x42 0 1M"]).code == Some(0)).then_some(());
+    crate::stage::until("the volume, without any manager", served);
+    cluster.manager.start_serving(&cluster.ctl().socket);
+    let size = || ctl.json("volume get a").pointer("/status/size").and_then(serde_json::Value::as_u64);
+    crate::stage::until("the volume to grow", || (size() == Some(2 << 20)).then_some(()));
+    ctl.check_when_settled();
+    cluster.block.kill();
+}
+
+#[test]
 fn a_move_to_a_disk_that_fills_says_so_and_can_be_called_off_or_goes_on_when_there_is_room() {
     let cluster = Cluster::join(Backing::Embedded, "");
     let Some(disk) = SmallDisk::new(cluster.path().join("small"), "size=32m") else { return };
