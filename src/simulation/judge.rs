@@ -227,7 +227,8 @@ impl World {
                 is_lost || !made && volume.spec.source.is_some_and(|of| self.waits_for_lost(of))
             }
             Source::Snapshot(id) => {
-                let taken = self.hosts.iter().any(|host| host.disk.snapshots.get(&id).is_some_and(|kept| kept.described));
+                let taken =
+                    self.hosts.iter().any(|host| host.disk.snapshots.get(&id).is_some_and(|kept| kept.described));
                 let of = view.get::<Snapshot>(id).map(|snapshot| snapshot.spec.volume);
                 !taken && of.is_none_or(|of| self.waits_for_lost(Source::Volume(of)))
             }
