@@ -36,7 +36,7 @@ mod unattended;
 mod worker;
 
 pub use crate::export::EngineChoice;
-pub use crate::io::Toll;
+pub use crate::io::FaultFile;
 pub use handover::Lineage;
 pub use serve::{BlockConfig, BlockError, run};
 pub use simulated::{SimulationConfig, simulate};

@@ -12,7 +12,7 @@ use crate::export::{EngineChoice, ExportTable, NbdServer, ServerConfig, ServerEr
 use crate::host::devices::Scanner;
 use crate::host::directory::FileError;
 use crate::host::{ConfigDir, ConfigDirError, DocumentError, SocketError, load_document};
-use crate::io::Toll;
+use crate::io::FaultFile;
 use crate::model::{Addresses, ClusterId, Identity, ServiceId, ServiceType};
 use crate::pki::{Keyring, Role};
 use crate::rpc::proto::block_control_server::BlockControlServer;
@@ -46,8 +46,8 @@ pub struct BlockConfig {
     pub join: Option<Join>,
     /// Where monitoring may read figures; absent: nowhere.
     pub metrics: Option<SocketAddr>,
-    /// What of clients' operations is to fail, for tests; absent: nothing.
-    pub toll: Option<Toll>,
+    /// How much of what clients ask for is to fail, for tests; absent: nothing.
+    pub fault_file: Option<FaultFile>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +129,7 @@ pub struct Block {
     /// What carries NBD requests out, in a word.
     pub(super) nbd_engine: &'static str,
     doors: Doors,
-    toll: Option<Toll>,
+    fault_file: Option<FaultFile>,
     stage: watch::Sender<Stage>,
     /// Managers to try first.
     managers: Vec<String>,
@@ -214,7 +214,7 @@ pub async fn run(
         exports,
         nbd_engine,
         doors: Doors::at(nbd_address, nbd_socket),
-        toll: config.toll,
+        fault_file: config.fault_file,
         stage: watch::Sender::new(Stage::Uninitialised(None)),
         managers: config.managers,
         keyring,

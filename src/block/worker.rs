@@ -13,7 +13,7 @@ pub use image::{Content, Peers};
 use super::places::Places;
 use crate::backend::{Backend, BackendError, Ensured, VolumeLayout};
 use crate::export::{Account, ExportTable, Freeze, Grant, ServedExport};
-use crate::io::{FaultIo, Toll};
+use crate::io::{FaultFile, FaultIo};
 use crate::model::*;
 use crate::nbd::{Target, Uri};
 use crate::reconcile::Task;
@@ -90,8 +90,8 @@ pub struct Worker {
     places: Arc<Places>,
     /// A pool is opened by one at a time.
     opening: Turns<PoolId>,
-    /// What of clients' operations is to fail.
-    toll: Option<Toll>,
+    /// How much of what clients ask for is to fail.
+    fault_file: Option<FaultFile>,
 }
 
 impl Worker {
@@ -100,7 +100,7 @@ impl Worker {
         let (accounts, taking) = (Mutex::default(), Turns::default());
         let (images, withheld) = (Images::new(peers), Mutex::default());
         let (cluster, opening) = (Mutex::new(cluster), Turns::default());
-        let toll = None;
+        let fault_file = None;
         Self {
             cluster,
             pools,
@@ -114,13 +114,13 @@ impl Worker {
             doors,
             places,
             opening,
-            toll,
+            fault_file,
         }
     }
 
-    /// Fails of what clients ask for what the toll says.
-    pub fn with_toll(self, toll: Option<Toll>) -> Self {
-        Self { toll, ..self }
+    /// Fails as much of what clients ask for as the file says.
+    pub fn with_fault_file(self, fault_file: Option<FaultFile>) -> Self {
+        Self { fault_file, ..self }
     }
 
     fn cluster(&self) -> ClusterId {
@@ -256,8 +256,8 @@ impl Worker {
             let description = format!("symphony volume {}", volume.id);
             let name = volume.name.to_string();
             let id = bytes_of(volume);
-            let io = match &self.toll {
-                Some(toll) => Arc::new(FaultIo::tolled(io, toll.clone())),
+            let io = match &self.fault_file {
+                Some(fault_file) => Arc::new(FaultIo::told_by(io, fault_file.clone())),
                 None => io,
             };
             self.exports.publish(ServedExport { name, id, description, io, read_only: false, account })?;

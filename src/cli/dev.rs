@@ -82,7 +82,7 @@ pub async fn run(args: DevArgs) -> Result<()> {
             managers: vec![manager.to_string()],
             join: None,
             metrics: None,
-            toll: None,
+            fault_file: None,
         };
         let ready = move || {
             if up.send(manager).is_err() {

@@ -1,6 +1,6 @@
 //! `symphony manager run` and `symphony block run`.
 
-use crate::block::{self, BlockConfig, EngineChoice, Join, Lineage, SimulationConfig, Toll};
+use crate::block::{self, BlockConfig, EngineChoice, FaultFile, Join, Lineage, SimulationConfig};
 use crate::ctl::{EtcdArgs, default_config_dir};
 use crate::host::{Inheritance, Program, Supervisor};
 use crate::manager::{self, EtcdFiles, ManagerConfig, Password, StoreConfig};
@@ -179,7 +179,7 @@ pub async fn block(args: BlockArgs, lineage: Lineage) -> Result<()> {
         managers: args.managers,
         join,
         metrics: args.metrics_listen,
-        toll: args.fail_io.map(Toll::new),
+        fault_file: args.fail_io.map(FaultFile::new),
     };
     block::run(config, lineage, shutdown, || {}).await.context("running the block service")
 }

@@ -4,7 +4,7 @@
 //! It decides before the layer below is asked: an operation that fails here has changed nothing, but for a write that is
 //! torn. A flush or durable write that fails is remembered, as the trait asks for, until the layer is healed.
 //!
-//! What a layer does is decided by who made it, call by call, or from outside its process, by a [`Toll`].
+//! What a layer does is decided by who made it, call by call, or from outside its process, by a [`FaultFile`].
 
 use super::crash::SECTOR;
 use super::{BlockIo, Extent, RawFile};
@@ -141,14 +141,14 @@ impl Gate {
 /// A file that says, as long as it is there, how many of a thousand operations fail with `EIO`: a decimal number. Anything
 /// else in it is none of them. Once it is gone the medium is healed.
 #[derive(Clone, Debug)]
-pub struct Toll(PathBuf);
+pub struct FaultFile(PathBuf);
 
-impl Toll {
+impl FaultFile {
     pub fn new(file: impl Into<PathBuf>) -> Self {
         Self(file.into())
     }
 
-    fn is_due(&self) -> bool {
+    fn is_there(&self) -> bool {
         self.0.exists()
     }
 
@@ -162,7 +162,7 @@ impl Toll {
 pub struct FaultIo {
     below: Arc<dyn BlockIo>,
     plan: Mutex<Plan>,
-    toll: Option<Toll>,
+    fault_file: Option<FaultFile>,
 }
 
 #[derive(Default)]
@@ -183,18 +183,18 @@ struct Dice {
 impl FaultIo {
     /// A layer that does nothing until it is told to.
     pub fn new(below: Arc<dyn BlockIo>) -> Self {
-        Self { below, plan: Mutex::default(), toll: None }
+        Self { below, plan: Mutex::default(), fault_file: None }
     }
 
     /// A layer that fails `per_mille` of a thousand operations with `errno`; the seed decides which.
     pub fn seeded(below: Arc<dyn BlockIo>, seed: u64, per_mille: u16, errno: i32) -> Self {
         let dice = Some(Dice { random: fastrand::Rng::with_seed(seed), per_mille, errno });
-        Self { below, plan: Mutex::new(Plan { dice, ..Plan::default() }), toll: None }
+        Self { below, plan: Mutex::new(Plan { dice, ..Plan::default() }), fault_file: None }
     }
 
-    /// A layer that fails what the toll says. As long as there is none, engines may go around it.
-    pub fn tolled(below: Arc<dyn BlockIo>, toll: Toll) -> Self {
-        Self { below, plan: Mutex::default(), toll: Some(toll) }
+    /// A layer that fails what the file says. As long as it is not there, engines may go around it.
+    pub fn told_by(below: Arc<dyn BlockIo>, fault_file: FaultFile) -> Self {
+        Self { below, plan: Mutex::default(), fault_file: Some(fault_file) }
     }
 
     /// Adds a line to the script. The first line that matches an operation has its effect.
@@ -221,8 +221,8 @@ impl FaultIo {
 
     fn decide(&self, performed: Performed) -> Option<Effect> {
         let mut plan = self.plan();
-        let Some(toll) = &self.toll else { return plan.decide(performed) };
-        match toll.per_mille() {
+        let Some(fault_file) = &self.fault_file else { return plan.decide(performed) };
+        match fault_file.per_mille() {
             Some(per_mille) => (fastrand::u16(0..1000) < per_mille).then_some(Effect::Fail(Errno::EIO as i32)),
             None => {
                 plan.lost = None;
@@ -327,7 +327,7 @@ impl BlockIo for FaultIo {
 
     fn raw(&self) -> Option<&RawFile> {
         // Who goes around this layer meets no faults.
-        self.toll.as_ref().filter(|toll| !toll.is_due()).and_then(|_| self.below.raw())
+        self.fault_file.as_ref().filter(|file| !file.is_there()).and_then(|_| self.below.raw())
     }
 
     fn expect_questions(&self) {

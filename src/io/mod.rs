@@ -18,7 +18,7 @@ mod raw;
 mod sync;
 
 pub use allocation::{Allocation, ChunkMap};
-pub use fault::{Effect, Fault, FaultIo, Gate, Operation, Performed, Toll};
+pub use fault::{Effect, Fault, FaultFile, FaultIo, Gate, Operation, Performed};
 pub use file::FileIo;
 pub use gate::{Pass, Shut, WriteGate};
 pub use memory::MemoryIo;

@@ -237,21 +237,21 @@ fn a_torn_write_changes_whole_sectors_of_its_front_and_fails() {
 }
 
 #[test]
-fn a_toll_fails_its_share_as_long_as_it_is_there_and_nobody_goes_around_it_meanwhile() {
+fn a_fault_file_fails_its_share_as_long_as_it_is_there_and_nobody_goes_around_it_meanwhile() {
     let directory = tempfile::tempdir().expect("a directory");
-    let toll = directory.path().join("toll");
-    let io = FaultIo::tolled(Arc::new(file_io(SIZE)), Toll::new(&toll));
+    let fault_file = directory.path().join("faults");
+    let io = FaultIo::told_by(Arc::new(file_io(SIZE)), FaultFile::new(&fault_file));
     let failures = || (0..1000).filter(|_| io.read(&mut [0; 512], 0).is_err()).count();
     assert!(failures() == 0 && io.raw().is_some());
     for (said, least, most) in [("1000\n", 1000, 1000), ("500", 300, 700), ("0", 0, 0), ("many", 0, 0)] {
-        std::fs::write(&toll, said).expect("a toll");
+        std::fs::write(&fault_file, said).expect("a file");
         assert!((least..=most).contains(&failures()) && io.raw().is_none(), "{said}");
     }
-    std::fs::write(&toll, "1000").expect("a toll");
+    std::fs::write(&fault_file, "1000").expect("a file");
     assert!(io.write(&[1; 512], 0, true).is_err());
-    std::fs::write(&toll, "0").expect("a toll");
+    std::fs::write(&fault_file, "0").expect("a file");
     assert!(io.flush().is_err(), "what was to be durable may be lost");
-    std::fs::remove_file(&toll).expect("it is there");
+    std::fs::remove_file(&fault_file).expect("it is there");
     io.flush().expect("a healed medium");
     assert!(content(&io, 0, 512) == [0; 512] && io.raw().is_some(), "what failed has changed nothing");
 }

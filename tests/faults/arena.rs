@@ -94,8 +94,8 @@ impl Arena {
     }
 
     /// Says how many of a thousand operations on a block service's volumes are to fail.
-    fn toll(&self, place: usize) -> PathBuf {
-        self.path().join(format!("toll-{place}"))
+    fn fault_file(&self, place: usize) -> PathBuf {
+        self.path().join(format!("faults-{place}"))
     }
 
     fn host(&self, place: usize) -> Option<Host> {
@@ -193,8 +193,9 @@ impl Arena {
         let (directory, config) = self.config_dir(&name);
         let on = self.shape.managers + place;
         let host = self.host(on);
-        let toll = self.toll(place);
-        let mut arguments = vec!["block", "run", "--config-dir", path_text(&directory), "--fail-io", path_text(&toll)];
+        let fault_file = self.fault_file(place);
+        let mut arguments =
+            vec!["block", "run", "--config-dir", path_text(&directory), "--fail-io", path_text(&fault_file)];
         match &host {
             Some(host) => arguments.extend(["--advertise-address", &host.address]),
             None => arguments.extend(["--listen-port", "0", "--nbd-port", "0"]),
@@ -264,7 +265,7 @@ impl Arena {
             Fault::FillPool(block) => self.pools[*block].fill(),
             Fault::FillConfig(process) => self.node(*process).config.as_ref().expect("a file system").fill(),
             Fault::BreakDisk(block) => self.pools[*block].shut_down(),
-            Fault::FailIo(block, share) => std::fs::write(self.toll(*block), share.to_string()).expect("a file"),
+            Fault::FailIo(block, share) => std::fs::write(self.fault_file(*block), share.to_string()).expect("a file"),
         }
     }
 
@@ -283,7 +284,9 @@ impl Arena {
             Fault::HangUp(host) => self.relays[host].trouble.hang_up(false),
             Fault::FillPool(block) => self.pools[*block].make_room(),
             Fault::FillConfig(process) => self.node(*process).config.as_ref().expect("a file system").make_room(),
-            Fault::FailIo(block, _) => std::fs::remove_file(self.toll(*block)).expect("the file of the beginning"),
+            Fault::FailIo(block, _) => {
+                std::fs::remove_file(self.fault_file(*block)).expect("the file of the beginning")
+            }
             Fault::BreakDisk(block) => {
                 self.kill(Process::Block(*block));
                 self.pools[*block].remount();

@@ -113,17 +113,23 @@ fn a_volume_that_cannot_be_made_for_want_of_space_comes_to_be_when_there_is_some
     ctl.check();
 }
 
-#[test]
-fn a_ledger_that_the_disk_does_not_take_delays_and_loses_nothing() {
+/// A cluster whose block service keeps its ledger on a small disk of its own, with a volume `a` of 1 MiB.
+fn with_a_small_ledger() -> Option<(Cluster, SmallDisk)> {
     let mut cluster = Cluster::bare(Backing::Embedded);
-    let Some(disk) = SmallDisk::new(cluster.block_dir(), "size=8m,mode=700") else { return };
+    let disk = SmallDisk::new(cluster.block_dir(), "size=8m,mode=700")?;
     cluster.manager.start_serving(&cluster.ctl().socket);
     cluster.block.start_serving(&cluster.block_ctl().socket);
     cluster.init_manager("");
     cluster.init_block();
+    cluster.ctl().ok(&format!("pool create main --path {}", path_text(&cluster.pool())));
+    cluster.ctl().ok("volume create a --size 1M");
+    Some((cluster, disk))
+}
+
+#[test]
+fn a_ledger_that_the_disk_does_not_take_delays_and_loses_nothing() {
+    let Some((mut cluster, disk)) = with_a_small_ledger() else { return };
     let ctl = cluster.ctl();
-    ctl.ok(&format!("pool create main --path {}", path_text(&cluster.pool())));
-    ctl.ok("volume create a --size 1M");
     qemu_io(&ctl.uri("a", "nbd"), &["write -P 0x42 0 1M", "flush"]).succeeds();
     let ballast = disk.path.join("ballast");
     fill(&ballast);
@@ -141,15 +147,8 @@ fn a_ledger_that_the_disk_does_not_take_delays_and_loses_nothing() {
 
 #[test]
 fn a_change_that_the_ledger_does_not_hold_keeps_no_volume_from_being_served_after_a_reboot() {
-    let mut cluster = Cluster::bare(Backing::Embedded);
-    let Some(disk) = SmallDisk::new(cluster.block_dir(), "size=8m,mode=700") else { return };
-    cluster.manager.start_serving(&cluster.ctl().socket);
-    cluster.block.start_serving(&cluster.block_ctl().socket);
-    cluster.init_manager("");
-    cluster.init_block();
+    let Some((mut cluster, disk)) = with_a_small_ledger() else { return };
     let ctl = cluster.ctl();
-    ctl.ok(&format!("pool create main --path {}", path_text(&cluster.pool())));
-    ctl.ok("volume create a --size 1M");
     let uri = ctl.uri("a", "nbd-unix");
     qemu_io(&uri, &["write -P 0x42 0 1M", "flush"]).succeeds();
     let ballast = disk.path.join("ballast");

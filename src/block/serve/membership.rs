@@ -56,7 +56,7 @@ impl Block {
         let peers = Peers { runtime: Handle::current(), client: self.peers.clone() };
         let places = Arc::new(Places::open(self.dir.places())?);
         let worker = Worker::new(cluster, self.exports.clone(), self.doors.clone(), peers, places);
-        let worker = Arc::new(worker.with_toll(self.toll.clone()));
+        let worker = Arc::new(worker.with_fault_file(self.fault_file.clone()));
         let (notices, told) = mpsc::channel(256);
         let agent = Agent::new(ledger, worker.clone(), assigned, mark);
         group.spawn(agent.run(told, group.clone()));

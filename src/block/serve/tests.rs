@@ -29,7 +29,7 @@ impl Running {
             managers: Vec::new(),
             join: None,
             metrics: None,
-            toll: None,
+            fault_file: None,
         };
         let shutdown = Shutdown::new();
         let (up, ready) = tokio::sync::oneshot::channel();
