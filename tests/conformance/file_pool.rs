@@ -1,6 +1,6 @@
 //! What the `file` driver promises beyond the conformance suite: whose directory it is, damage, and full disks.
 
-use crate::backend::{identity, layout, read, resized};
+use crate::backend::{identity, layout, read, resized, shrunk};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -439,17 +439,34 @@ fn a_directory_mounted_in_two_places_is_one_pool_s() {
 }
 
 #[test]
-fn growth_that_stopped_half_way_is_served_and_finished() {
-    let scratch = Scratch::new();
-    let pool = scratch.open(false).unwrap();
-    let volume = written(&pool);
-    let file = fs::OpenOptions::new().write(true).open(scratch.image(volume.id)).unwrap();
-    file.set_len(4 << 20).unwrap();
-    // The layout known before the growth still serves: a host may restart before a manager answers.
-    assert_eq!(pool.ensure_volume(&volume).unwrap(), Ensured::Unchanged);
-    assert_eq!(read(&*pool.open_volume(volume.id).unwrap(), 4096, 8), b"precious");
-    assert_eq!(pool.ensure_volume(&resized(&volume, 4)).unwrap(), Ensured::Grown);
-    assert_eq!(file.metadata().unwrap().len(), 4 << 20);
+fn growth_that_stopped_half_way_shows_nobody_more_and_is_finished_or_given_up() {
+    let half_way = || {
+        let scratch = Scratch::new();
+        let pool = scratch.open(false).unwrap();
+        let volume = written(&pool);
+        let file = fs::OpenOptions::new().write(true).open(scratch.image(volume.id)).unwrap();
+        file.set_len(4 << 20).unwrap();
+        (scratch, pool, volume)
+    };
+    for next in [1, 2, 3, 4, 5] {
+        let (scratch, pool, volume) = half_way();
+        // The layout known before the growth still serves: a host may restart before a manager answers.
+        assert_eq!(pool.ensure_volume(&volume).unwrap(), Ensured::Unchanged);
+        let io = pool.open_volume(volume.id).unwrap();
+        assert_eq!((io.size(), read(&*io, 4096, 8)), (2 << 20, b"precious".to_vec()));
+        assert!(io.write(b"beyond", 2 << 20, false).is_err());
+        let layout = if next < 2 { shrunk(&volume, next) } else { resized(&volume, next) };
+        if next < 2 {
+            drop(io);
+            assert_eq!(pool.ensure_volume(&layout).unwrap(), Ensured::Shrunk);
+        } else {
+            assert_eq!(pool.ensure_volume(&layout).unwrap(), if next == 2 { Ensured::Updated } else { Ensured::Grown });
+            assert_eq!(io.size(), next << 20);
+        }
+        assert_eq!(pool.open_volume(volume.id).unwrap().size(), next << 20);
+        assert_eq!(fs::metadata(scratch.image(volume.id)).unwrap().len(), next << 20);
+        assert_eq!(pool.observe_volumes().unwrap()[0].size, ByteSize::mib(next));
+    }
 }
 
 #[test]

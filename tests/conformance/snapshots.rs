@@ -1,10 +1,11 @@
 //! What every backend that makes snapshots must do. The `file` driver does where its file system shares blocks, those of
 //! LVM where there is device-mapper.
 
-use crate::backend::{Driver, file_at, layout, lvm, read, resized};
+use crate::backend::{Driver, file_at, identity, layout, lvm, read, resized};
 use crate::lvm_stage::disks_are_given;
 use crate::support::mounted::Mounted;
 use std::sync::Arc;
+use symphony::backend::file::FilePool;
 use symphony::backend::lvm::Kind;
 use symphony::backend::{Backend, BackendError, Ensured, Removed, SnapshotLayout, VolumeLayout};
 use symphony::model::{ByteSize, Revert, SnapshotId, Source, Timestamp, VolumeId};
@@ -126,6 +127,32 @@ fn a_volume_put_back_holds_what_it_held_then_once() {
         assert_eq!(pool.ensure_volume(&grown).unwrap(), Ensured::Grown);
         assert_eq!(read(&*pool.open_volume(volume.id).unwrap(), 4096, 4), b"more", "it is not put back again");
     });
+}
+
+#[test]
+fn growth_that_stopped_half_way_is_neither_kept_nor_copied() {
+    let mounted = match Mounted::xfs() {
+        Ok(mounted) => mounted,
+        Err(why) => return eprintln!("skipped: no XFS here: {why}"),
+    };
+    let path = mounted.path().join("pool");
+    let (pool, _) = FilePool::ensure(&identity(), &path, None, false).unwrap();
+    let volume = layout(4);
+    pool.ensure_volume(&volume).unwrap();
+    let image = path.join(format!("volumes/{}.img", volume.id));
+    let lengthen = || std::fs::OpenOptions::new().write(true).open(&image).unwrap().set_len(6 << 20).unwrap();
+    lengthen();
+    let snapshot = snapshot_of(volume.id);
+    take(&pool, &snapshot);
+    let back = resized(&volume, 4);
+    let back = VolumeLayout { revert: Some(Revert { to: snapshot.id, since: back.generation }), ..back };
+    assert_eq!(pool.ensure_volume(&back).unwrap(), Ensured::Reverted);
+    lengthen();
+    for source in [Source::Snapshot(snapshot.id), Source::Volume(volume.id)] {
+        let copy = VolumeLayout { source: Some(source), ..layout(4) };
+        assert_eq!(pool.ensure_volume(&copy).unwrap(), Ensured::Created);
+        assert_eq!(pool.open_volume(copy.id).unwrap().size(), 4 << 20);
+    }
 }
 
 #[test]

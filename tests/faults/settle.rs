@@ -72,16 +72,28 @@ fn list(control: &Control, noun: &str) -> Option<Vec<Value>> {
 
 /// Asks until the answer pleases; in vain, the last one is what the message shows.
 pub fn until_seen(control: &Control, what: &str, line: &str, pleases: impl Fn(&Value) -> bool) {
+    until_found(control, what, line, |seen| if pleases(seen) { Ok(()) } else { Err(seen.clone()) });
+}
+
+/// Asks until each object of a list fits; in vain, the message shows those that do not.
+fn until_each(control: &Control, what: &str, line: &str, fits: impl Fn(&Value) -> bool) {
+    until_found(control, what, line, |seen| {
+        let misfits: Vec<Value> = each_of(seen).filter(|it| !fits(it)).cloned().collect();
+        if misfits.is_empty() { Ok(()) } else { Err(Value::from(misfits)) }
+    });
+}
+
+/// Asks until nothing is wrong with the answer; in vain, the message shows what was wrong last.
+fn until_found(control: &Control, what: &str, line: &str, judge: impl Fn(&Value) -> Result<(), Value>) {
     let last = std::cell::RefCell::new(Value::Null);
     let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         until(what, || {
             let outcome = control.run(&format!("{line} -o json"));
             assert!(!outcome.stderr.contains("panicked"), "{outcome:?}");
-            let said = String::from_utf8_lossy(&outcome.stdout).into_owned() + &outcome.stderr;
-            let seen = serde_json::from_slice(&outcome.stdout).unwrap_or(Value::String(said));
-            let enough = outcome.code == Some(0) && pleases(&seen);
-            *last.borrow_mut() = seen;
-            enough.then_some(())
+            let seen = serde_json::from_slice(&outcome.stdout).ok().filter(|_| outcome.code == Some(0));
+            let said = || Value::from(String::from_utf8_lossy(&outcome.stdout).into_owned() + &outcome.stderr);
+            let judged = seen.ok_or_else(said).and_then(|seen| judge(&seen));
+            judged.map_err(|wrong| *last.borrow_mut() = wrong).ok()
         });
     }));
     if let Err(vain) = asked {
@@ -111,9 +123,7 @@ pub fn settle(arena: &mut Arena, scene: &Scene, writers: &mut [Writer], bare: &B
         assert_nothing_passes(manager);
     }
     // Which is noticed at the next look at them.
-    until_seen(control, "pools to have room again", "pool list", |list| {
-        each_of(list).all(|pool| pool["status"]["level"] != "full")
-    });
+    until_each(control, "pools to have room again", "pool list", |pool| pool["status"]["level"] != "full");
     check(scene);
     assert_record(scene);
     for writer in &mut *writers {
@@ -129,18 +139,16 @@ pub fn settle(arena: &mut Arena, scene: &Scene, writers: &mut [Writer], bare: &B
 /// Every manager finds every service ready.
 pub fn until_all_are_ready(scene: &Scene) {
     for manager in &scene.reach.managers {
-        until_seen(manager, "every service to be ready", "service list", |services| {
-            each_of(services).all(|service| service["status"]["state"] == "ready")
-        });
+        let is_ready = |service: &Value| service["status"]["state"] == "ready";
+        until_each(manager, "every service to be ready", "service list", is_ready);
     }
 }
 
 /// Everything is as it should be or gone.
 fn assert_nothing_passes(control: &Control) {
     for noun in ["pool", "volume", "snapshot", "attachment"] {
-        until_seen(control, &format!("every {noun} to be ready"), &format!("{noun} list"), |objects| {
-            each_of(objects).all(|object| object["status"]["phase"] == "ready")
-        });
+        let is_ready = |object: &Value| object["status"]["phase"] == "ready";
+        until_each(control, &format!("every {noun} to be ready"), &format!("{noun} list"), is_ready);
     }
 }
 

@@ -19,24 +19,25 @@ impl FilePool {
     pub(super) fn make_copy(&self, layout: &VolumeLayout, source: Source) -> Result<File, BackendError> {
         self.check_copies()?;
         let name = copy(layout.id);
-        let from = self.source(source)?;
+        let (from, length) = self.source(source)?;
+        if length > layout.size {
+            let reason =
+                format!("{source} has {length}, which does not fit into the {} of volume {}", layout.size, layout.id);
+            return Err(BackendError::Refused(reason));
+        }
         self.volumes.remove_file(&name)?;
         let made = self.volumes.create_file(&name, PRIVATE)?;
         let failed = |action, error| FileError::new(action, self.volumes.path_of(&name), error);
         share_blocks(&from, &made).map_err(|error| failed("copy into", error))?;
-        let size = layout.size.as_u64();
-        let length = made.metadata().map_err(|error| failed("look at", error))?.len();
-        if length > size {
-            let (length, size) = (ByteSize::bytes(length), layout.size);
-            let reason = format!("{source} has {length}, which does not fit into the {size} of volume {}", layout.id);
-            return Err(BackendError::Refused(reason));
+        for size in [length, layout.size] {
+            made.set_len(size.as_u64()).map_err(|error| failed("set the size of", error))?;
         }
-        made.set_len(size).map_err(|error| failed("set the size of", error))?;
         made.sync_all().map_err(|error| failed("sync", error))?;
         Ok(made)
     }
 
-    fn source(&self, source: Source) -> Result<File, BackendError> {
+    /// The file, and how much of it counts: what a growth that was cut short has added does not.
+    fn source(&self, source: Source) -> Result<(File, ByteSize), BackendError> {
         match source {
             Source::Volume(id) => {
                 let held = self.sidecar(id)?.ok_or_else(|| self.lost(id))?;
@@ -45,13 +46,14 @@ impl FilePool {
                         "volume {id} is being put back; it is copied after that"
                     )));
                 }
-                self.image(id)
+                Ok((self.image(id)?, held.size))
             }
             Source::Snapshot(id) => {
-                self.taken(id)?.ok_or_else(|| self.snapshot_lost(id))?;
+                let taken = self.taken(id)?.ok_or_else(|| self.snapshot_lost(id))?;
                 let files = SnapshotFiles::of(id);
                 let kept = self.snapshots()?.ok_or_else(|| self.snapshot_lost(id))?;
-                kept.open_file(&files.image)?.ok_or_else(|| self.snapshot_lost(id))
+                let file = kept.open_file(&files.image)?.ok_or_else(|| self.snapshot_lost(id))?;
+                Ok((file, taken.size))
             }
         }
     }

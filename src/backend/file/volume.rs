@@ -16,7 +16,7 @@ use crate::backend::{BackendError, Ensured, Removed, VolumeLayout};
 use crate::host::directory::{FileError, PRIVATE};
 use crate::host::disk::holds_data;
 use crate::host::document::{DocumentError, load, stage};
-use crate::io::{BlockIo, FileIo};
+use crate::io::FileIo;
 use crate::model::{ByteSize, Source, VolumeId, VolumeSpec};
 use std::fs::File;
 use std::sync::Arc;
@@ -65,14 +65,17 @@ impl FilePool {
             return Ok(shared);
         }
         let Some(length) = self.image_length(id)? else { return Err(self.lost(id)) };
-        match self.sidecar(id)? {
+        let size = match self.sidecar(id)? {
             Some(held) if held.swap => return Err(self.damaged(id, "a copy is to take its place, and has not yet")),
             Some(held) if held.cut => return Err(self.damaged(id, "it is being shrunk, and has not been yet")),
-            Some(held) => self.check_length(id, held.size, length)?,
+            Some(held) => held.size,
             None => return Err(self.damaged(id, UNDESCRIBED)),
-        }
+        };
+        self.check_length(id, size, length)?;
         let file = self.image(id)?;
-        let opened = FileIo::new(file).map_err(|error| FileError::new("open", self.image_path(id), error))?;
+        // A growth that was cut short has lengthened the image already. It may be given up, and nobody has used it then.
+        let opened = FileIo::within(file, size.as_u64(), None);
+        let opened = opened.map_err(|error| FileError::new("open", self.image_path(id), error))?;
         let opened = Arc::new(opened);
         lock(&self.open).insert(id, Arc::downgrade(&opened));
         Ok(opened)
@@ -160,17 +163,15 @@ impl FilePool {
             lock(&self.open).remove(&volume);
             return Ok(Ensured::Shrunk);
         }
-        if layout.size == held.size {
+        if (held.size, length) == (layout.size, layout.size) {
             self.publish(&next, None)?;
             return Ok(Ensured::Updated);
         }
+        // A growth that was cut short may have lengthened the image already, to this size, to less or to more.
         let file = self.image(volume)?;
-        // A growth that was cut short has lengthened the image already.
-        if length < layout.size {
-            self.set_length(layout, &file)?;
-        }
+        self.set_length(layout, &file)?;
         self.publish(&next, Some(&file))?;
-        Ok(Ensured::Grown)
+        Ok(if layout.size == held.size { Ensured::Updated } else { Ensured::Grown })
     }
 
     /// Cuts off what is behind a volume's end, where the sidecar says so; repeatable. It must be gone before the volume can
@@ -209,11 +210,8 @@ impl FilePool {
     /// Lets the volume's users see a size that an ensured layout has brought, now or in an attempt that failed late.
     fn show_growth(&self, layout: &VolumeLayout) -> Result<(), BackendError> {
         let Some(shared) = self.shared(layout.id) else { return Ok(()) };
-        if shared.size() < layout.size.as_u64() {
-            let failed = |error| FileError::new("look at", self.image_path(layout.id), error);
-            shared.refresh_size().map_err(failed)?;
-        }
-        Ok(())
+        let failed = |error| FileError::new("look at", self.image_path(layout.id), error);
+        Ok(shared.grow(layout.size.as_u64()).map_err(failed)?)
     }
 
     fn shared(&self, id: VolumeId) -> Option<Arc<FileIo>> {
