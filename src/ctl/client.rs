@@ -2,12 +2,14 @@
 //!
 //! A client's key is made here, on the operator's machine, and leaves it only in the directory that is written.
 
+use super::attachment;
 use super::bundle::Bundle;
 use super::connect::{Manager, Session, answer, object};
 use super::failure::Failure;
 use super::output::{self, table};
 use super::service::age;
 use super::token::ahead;
+use super::wait::{Until, settle};
 use crate::model::{Client, ClientRole, ClusterId, Kind, Object};
 use crate::pki::{Credentials, SigningKey, TrustBundle, TrustedRoot};
 use crate::rpc::proto;
@@ -42,7 +44,11 @@ pub enum Verb {
     #[command(visible_alias = "ls")]
     List,
     /// Void a client's certificates at once, and end its attachments
-    #[command(visible_alias = "rm")]
+    #[command(
+        visible_alias = "rm",
+        after_help = "Waits until every block service that let the client in has cut it off; interrupted, or with --no-wait, \
+                      that goes on. A host that is gone for good is left out with `volume detach --lost`."
+    )]
     Remove {
         /// Id or name
         client: String,
@@ -89,8 +95,13 @@ pub async fn run(session: &Session, verb: Verb) -> Result<()> {
             output::list(session.format, &clients, |client| client.meta.name.to_string(), people)
         }
         Verb::Remove { client } => {
+            // Asked for before: who removes itself hears nothing afterwards.
+            let held = if session.wait { attachment::of_volume(&mut manager, "").await? } else { Vec::new() };
             let request = proto::RemoveRequest { reference: client };
             let client = expect(object(answer(manager.client.remove_client(request).await, "manager")?)?)?;
+            for held in held.into_iter().filter(|held| held.spec.client == client.meta.id) {
+                settle(session, Object::Attachment(held), Until::Gone).await?;
+            }
             let name = client.meta.name.to_string();
             output::one(session.format, &client, &name, |_| format!("removed client '{name}'\n"))
         }

@@ -12,6 +12,7 @@ on_each_store!(
     a_detach_that_was_asked_for_while_the_service_was_away_is_carried_out_when_it_is_back,
     what_was_acknowledged_is_there_and_later_writes_fail_when_a_writer_is_detached,
     a_client_that_is_removed_loses_its_volumes_at_once,
+    removing_a_client_waits_for_a_service_that_is_away,
     a_block_service_without_any_manager_keeps_its_attachments_in_force,
 );
 
@@ -182,11 +183,29 @@ fn a_client_that_is_removed_loses_its_volumes_at_once(backing: Backing) {
     let mut connected = client(&uri).expect("a connection");
     connected.write(0, &[1; 512], true).expect("a write");
     ctl.ok("manager client remove web");
-    until("the attachment to be gone", || ctl.names("attachment").is_empty().then_some(()));
+    assert!(ctl.names("attachment").is_empty(), "its attachment has ended");
     assert!(connected.write(0, &[2; 512], true).is_err(), "its connection is cut");
     assert!(client(&uri).is_err(), "its certificate is void");
     client(&cluster.local_uri("db")).expect("local users are let in again").disconnect().expect("a leave");
     ctl.ok("volume attach db --client spare");
+    ctl.check();
+}
+
+fn removing_a_client_waits_for_a_service_that_is_away(backing: Backing) {
+    let mut cluster = with_clients(backing);
+    let ctl = cluster.ctl();
+    ctl.ok("volume attach db --client web");
+    cluster.block.kill();
+    ctl.run("manager client remove web --timeout 1s").fails(6, &["'db/web'", "removing", "attachment get db/web"]);
+    cluster.block.start_serving(&cluster.block_ctl().socket);
+    // The client itself is removed, and only what it had is waited for.
+    let id = ctl.json("manager client list").as_array().and_then(|clients| {
+        let web = clients.iter().find(|client| client["meta"]["name"] == "web")?;
+        assert!(web["meta"]["removed_at"].is_string(), "{web}");
+        web["meta"]["id"].as_str().map(str::to_owned)
+    });
+    ctl.ok(&format!("manager client remove {}", id.expect("it is remembered")));
+    assert!(ctl.names("attachment").is_empty(), "its attachment has ended");
     ctl.check();
 }
 
