@@ -285,38 +285,19 @@ impl Agent {
         } else if let Some(why) = outcome.failure() {
             tracing::warn!(%object, %why, "an object is not as it should be");
         }
+        if outcome.missing {
+            self.world.miss(object);
+            return None;
+        }
         self.world.finish(&outcome.task, outcome.failure().is_some(), now);
         match outcome.task {
             Task::Drop(_) => drop(self.reports.remove(&object.id())),
-            Task::Ensure(_) | Task::Remove(_) if outcome.failure().is_none() => {
+            Task::Ensure(_) | Task::Find(_) | Task::Remove(_) if outcome.failure().is_none() => {
                 self.dirty |= self.assigned.mark_made(object.id());
             }
-            Task::Ensure(_) | Task::Remove(_) => {}
+            Task::Ensure(_) | Task::Find(_) | Task::Remove(_) => {}
         }
         outcome.report.filter(|_| !outcome.interrupted)
-    }
-
-    /// Volumes whose pool cannot be used, or whose bytes are to come from what cannot be made, say so.
-    fn report_waiting(&self) -> Vec<Report> {
-        let broken = |pool: PoolId| matches!(self.world.held.get(&pool.into()), Some(Progress::Failed { .. }));
-        // One that is as it should be does not wait for its pool to become what it is to be next.
-        let done = |id: VolumeId| matches!(self.world.held.get(&id.into()), Some(Progress::Done(_)));
-        let waiting = self.assigned.volumes.values().filter(|volume| broken(volume.pool) && !done(volume.id));
-        let report = |volume: &VolumeAssignment| {
-            let why = self.pool_report(volume.pool).and_then(|report| report.failure.clone()).unwrap_or_default();
-            Assigned::from(volume.clone()).unknown(format!("its pool cannot be used: {why}"))
-        };
-        let mut reports: Vec<Report> = waiting.map(report).collect();
-        for volume in self.assigned.volumes.values().filter(|volume| !volume.made && !volume.removed) {
-            let Some(Source::Volume(source)) = volume.source else { continue };
-            if let Some(Progress::Failed { tried, .. }) = self.world.held.get(&source.into())
-                && let Some(why) = self.reports.get(&source.into()).and_then(Report::failure)
-            {
-                let why = format!("{tried}, which it is to be copied from, is not ready: {why}");
-                reports.push(Assigned::from(volume.clone()).unknown(why));
-            }
-        }
-        reports
     }
 
     fn take_notice(&mut self, notice: Notice) {

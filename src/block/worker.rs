@@ -1,6 +1,7 @@
 //! Carries tasks out on backends and exports. Runs on blocking threads; decides nothing.
 
 mod failure;
+mod find;
 mod identity;
 mod image;
 mod inventory;
@@ -31,8 +32,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug)]
 pub struct Outcome {
     pub task: Task,
-    /// None for what is not assigned any more: there is nobody to tell.
+    /// None for what is not assigned any more, and for what was only looked for: there is nobody to tell.
     pub report: Option<Report>,
+    /// It was looked for, and is not there.
+    pub missing: bool,
     /// It was ended before its end, as somebody here wanted: nothing is wrong, and it is begun again if it is still due.
     pub interrupted: bool,
 }
@@ -154,17 +157,21 @@ impl Worker {
 
     /// Blocks until the task has succeeded or failed.
     pub fn perform(&self, task: Task) -> Outcome {
-        let done = match &task {
-            Task::Ensure(object) => self.ensure(object),
-            Task::Remove(object) => self.remove(object),
+        let (done, missing) = match &task {
+            Task::Ensure(object) => (self.ensure(object).map(Some), false),
+            Task::Find(object) => match self.find(object) {
+                Ok(found) => (Ok(None), !found),
+                Err(error) => (Err(error), false),
+            },
+            Task::Remove(object) => (self.remove(object).map(Some), false),
             Task::Drop(object) => {
                 self.drop_object(object);
-                return Outcome { task, report: None, interrupted: false };
+                (Ok(None), false)
             }
         };
         let interrupted = done.as_ref().is_err_and(TaskError::is_interruption);
-        let report = Some(done.unwrap_or_else(|error| self.failed(task.object(), &error)));
-        Outcome { task, report, interrupted }
+        let report = done.unwrap_or_else(|error| Some(self.failed(task.object(), &error)));
+        Outcome { task, report, missing, interrupted }
     }
 
     fn ensure(&self, object: &Assigned) -> Result<Report, TaskError> {

@@ -254,6 +254,15 @@ macro_rules! assignment {
         }
     };
 }
+impl From<Source> for AssignedId {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Snapshot(id) => id.into(),
+            Source::Volume(id) => id.into(),
+        }
+    }
+}
+
 assignment!(PoolAssignment, PoolId, Pool, "pool", |pool| Some(&mut pool.made));
 assignment!(VolumeAssignment, VolumeId, Volume, "volume", |volume| Some(&mut volume.made));
 assignment!(SnapshotAssignment, SnapshotId, Snapshot, "snapshot", |snapshot| Some(&mut snapshot.made));

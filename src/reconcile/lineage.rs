@@ -6,10 +6,12 @@
 //!    does not wait for the end of that.
 //! 3. A snapshot is not destroyed while it is being copied, nor while its set is being taken. Nothing is done to its volume
 //!    meanwhile, unless its room is overwritten: that takes long, and the volume has nothing to do with it.
+//! 4. A copy or a snapshot whose source has failed may be there already, from before a crash: it is looked for once, and goes
+//!    on without its source if it is whole.
 
 use super::{Progress, World, wipes};
 use crate::model::{
-    Assigned, AssignedId, AssignmentSet, SnapshotAssignment, SnapshotId, Source, VolumeAssignment, VolumeId,
+    Assigned, AssignedId, Assignment, AssignmentSet, SnapshotAssignment, SnapshotId, Source, VolumeAssignment, VolumeId,
 };
 use std::collections::BTreeSet;
 
@@ -54,16 +56,22 @@ impl<'w> Lineage<'w> {
 
     /// Whether the volume may be worked on now.
     pub fn admits_volume(&self, volume: &VolumeAssignment) -> bool {
-        let source = match volume.source {
-            Some(Source::Volume(id)) if !volume.made => Some(id.into()),
-            Some(Source::Snapshot(id)) if !volume.made => Some(id.into()),
-            _ => None,
-        };
+        let source = volume.source.filter(|_| !volume.made).map(Into::into);
         // Managers let no snapshot go to which a volume is still to be put back.
         let goes = |id: &SnapshotId| self.assigned.snapshots.get(id).is_some_and(|snapshot| snapshot.removed);
         let revert = volume.revert.map(|revert| revert.to).filter(|to| !goes(to)).map(Into::into);
         let ready = source.into_iter().chain(revert).all(|id| self.is_ready(id));
         !self.read.contains(&volume.id) && (volume.removed || ready)
+    }
+
+    /// Whether something that was never seen whole may be so already, while one of those that it is to be made of cannot be
+    /// had.
+    pub fn is_to_be_found<A: Assignment>(&self, object: &A, sources: impl IntoIterator<Item = AssignedId>) -> bool {
+        let held = |id: AssignedId| self.world.held.get(&id);
+        sources.into_iter().any(|id| matches!(held(id), Some(Progress::Failed { .. })))
+            && !matches!(held(object.id().into()), Some(Progress::Missing(_)))
+            && !object.is_removed()
+            && !object.clone().made().is_some_and(|made| *made)
     }
 
     /// The snapshot as it may be taken or destroyed now; none if it has to wait.

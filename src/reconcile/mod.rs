@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!   (none) ──task──▶ Running ──ok──▶ Done(assignment) ──newer assignment──▶ Running
-//!                     └──error──▶ Failed(retry at) ──time, or newer assignment──▶ Running
+//!                     ├──error──▶ Failed(retry at) ──time, or newer assignment──▶ Running
+//!                     └──looked for in vain──▶ Missing ──what it is made of is there──▶ Running
 //! ```
 //!
 //! Who may use a volume is settled before the volume is served for the first time: after a reboot nobody slips in
@@ -25,6 +26,9 @@ use std::time::{Duration, Instant};
 pub enum Task {
     /// Make the pool usable; make the volume exist as assigned, and serve it; let the attachment's client in.
     Ensure(Assigned),
+    /// See whether the copy or snapshot, whose source cannot be had, is whole on its medium already. Nothing is made or
+    /// changed.
+    Find(Assigned),
     /// Tombstone: let go of the pool on disk; stop serving the volume, then destroy its data; cut the client off.
     Remove(Assigned),
     /// No longer assigned: close the pool, stop serving the volume, cut the client off. Data are left alone, and there
@@ -46,6 +50,8 @@ pub enum Progress {
         attempts: u32,
         retry_at: Instant,
     },
+    /// Looked for, and not there: it waits for what it is to be made of.
+    Missing(Assigned),
 }
 
 /// Where everything stands.
@@ -63,7 +69,7 @@ const RETRY_CEILING: Duration = Duration::from_secs(30);
 impl Task {
     pub fn object(&self) -> &Assigned {
         match self {
-            Task::Ensure(object) | Task::Remove(object) | Task::Drop(object) => object,
+            Task::Ensure(object) | Task::Find(object) | Task::Remove(object) | Task::Drop(object) => object,
         }
     }
 
@@ -74,7 +80,7 @@ impl Task {
             Task::Remove(object) => !matches!(object, Assigned::Attachment(_)),
             // A new one is nobody's yet.
             Task::Ensure(Assigned::Volume(volume)) => volume.generation > Generation::FIRST,
-            Task::Ensure(_) | Task::Drop(_) => false,
+            Task::Ensure(_) | Task::Find(_) | Task::Drop(_) => false,
         }
     }
 }
@@ -85,6 +91,7 @@ impl Progress {
         match self {
             Progress::Running { task: object, .. }
             | Progress::Done(object)
+            | Progress::Missing(object)
             | Progress::Failed { tried: object, .. } => object,
         }
     }
@@ -95,6 +102,7 @@ impl Progress {
             |held: &Assigned| (held.generation(), held.is_removed()) == (wanted.generation(), wanted.is_removed());
         match self {
             Progress::Running { .. } => false,
+            Progress::Missing(_) => true,
             Progress::Done(done) => !same(done),
             Progress::Failed { tried, retry_at, .. } => !same(tried) || *retry_at <= now,
         }
@@ -111,7 +119,7 @@ impl Progress {
     fn attempts(&self) -> u32 {
         match self {
             Progress::Running { attempts, .. } | Progress::Failed { attempts, .. } => *attempts,
-            Progress::Done(_) => 0,
+            Progress::Done(_) | Progress::Missing(_) => 0,
         }
     }
 
@@ -164,7 +172,30 @@ impl World {
             let admitted = lineage.admit_snapshot(snapshot).filter(|_| free || snapshot.made);
             tasks.extend(admitted.and_then(|snapshot| self.task_for(&snapshot, now)).filter(&mut affordable));
         }
+        let copies = assigned.volumes.values().map(|copy| self.find(&lineage, copy, copy.pool, copy.source, now));
+        let snapshots = assigned.snapshots.values().map(|taken| {
+            let volumes = taken.set.iter().map(|member| member.volume).chain([taken.volume]);
+            self.find(&lineage, taken, taken.pool, volumes, now)
+        });
+        let begun: BTreeSet<AssignedId> = tasks.iter().map(|task| task.object().id()).collect();
+        tasks.extend(copies.chain(snapshots).flatten().filter(|task| !begun.contains(&task.object().id())));
         tasks
+    }
+
+    /// Looks for what may be there already although something that it is made of cannot be had.
+    fn find<A: Assignment>(
+        &self,
+        lineage: &Lineage<'_>,
+        wanted: &A,
+        pool: PoolId,
+        sources: impl IntoIterator<Item = impl Into<AssignedId>>,
+        now: Instant,
+    ) -> Option<Task> {
+        let sought = lineage.is_to_be_found(wanted, sources.into_iter().map(Into::into)) && self.is_open(pool);
+        match self.task_for(wanted, now).filter(|_| sought) {
+            Some(Task::Ensure(object)) => Some(Task::Find(object)),
+            _ => None,
+        }
     }
 
     /// Takes note that a task begins.
@@ -180,9 +211,16 @@ impl World {
         let progress = match task {
             Task::Drop(_) => return drop(self.held.remove(&object.id())),
             _ if failed => Progress::failed(object.clone(), self.attempts(object.id()), now),
+            // It is known to be made from now on, and is tried at once.
+            Task::Find(_) => return drop(self.held.remove(&object.id())),
             Task::Ensure(_) | Task::Remove(_) => Progress::Done(object.clone()),
         };
         self.held.insert(object.id(), progress);
+    }
+
+    /// Takes note that what was looked for is not there.
+    pub fn miss(&mut self, sought: &Assigned) {
+        self.held.insert(sought.id(), Progress::Missing(sought.clone()));
     }
 
     /// When to plan again although nothing happened. What was due before `now` and was not started waits for
@@ -235,7 +273,7 @@ fn wipes(object: &Assigned) -> bool {
 fn retry_at(progress: &Progress) -> Option<Instant> {
     match progress {
         Progress::Failed { retry_at, .. } => Some(*retry_at),
-        Progress::Running { .. } | Progress::Done(_) => None,
+        Progress::Running { .. } | Progress::Done(_) | Progress::Missing(_) => None,
     }
 }
 

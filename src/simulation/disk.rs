@@ -83,6 +83,8 @@ pub struct Disk {
 pub enum Step {
     More,
     Done,
+    /// What was looked for is not there.
+    Missing,
     Failed(String),
 }
 
@@ -95,6 +97,7 @@ impl Disk {
         match task {
             Task::Ensure(Assigned::Pool(pool)) => Ok(self.ensure_pool(pool)),
             Task::Ensure(Assigned::Volume(volume)) => self.ensure_volume(volume),
+            Task::Find(object) => Ok(self.find(object)),
             Task::Remove(Assigned::Pool(pool)) => Ok(self.remove_pool(pool)),
             Task::Remove(Assigned::Volume(volume)) => self.destroy(volume.id, buried),
             Task::Ensure(Assigned::Snapshot(snapshot)) => Ok(self.ensure_snapshot(snapshot)),
@@ -120,6 +123,15 @@ impl Disk {
         }
         self.pools.remove(&pool.id);
         Step::Done
+    }
+
+    fn find(&self, object: &Assigned) -> Step {
+        let whole = match object {
+            Assigned::Volume(volume) => self.volumes.get(&volume.id).is_some_and(|held| held.described),
+            Assigned::Snapshot(snapshot) => self.snapshots.get(&snapshot.id).is_some_and(|kept| kept.described),
+            Assigned::Pool(_) | Assigned::Attachment(_) => false,
+        };
+        if whole { Step::Done } else { Step::Missing }
     }
 
     fn ensure_volume(&mut self, volume: &VolumeAssignment) -> Result<Step, Violation> {

@@ -241,16 +241,22 @@ impl Host {
         };
         let failure = match step {
             Step::More => return Ok(Vec::new()),
-            Step::Done => None,
-            Step::Failed(why) => Some(why),
+            Step::Done | Step::Missing => None,
+            Step::Failed(ref why) => Some(why.clone()),
         };
         let task = running.hands.swap_remove(place);
+        if let Step::Missing = step {
+            running.world.miss(task.object());
+            return Ok(self.tell_what_is_kept(now, disk_works));
+        }
         running.world.finish(&task, failure.is_some(), now);
         let id = task.object().id();
         match &task {
             Task::Drop(_) => drop(running.reports.remove(&id)),
-            Task::Ensure(_) | Task::Remove(_) if failure.is_none() => running.dirty |= running.assigned.mark_made(id),
-            Task::Ensure(_) | Task::Remove(_) => {}
+            Task::Ensure(_) | Task::Find(_) | Task::Remove(_) if failure.is_none() => {
+                running.dirty |= running.assigned.mark_made(id);
+            }
+            Task::Ensure(_) | Task::Find(_) | Task::Remove(_) => {}
         }
         let size = match id {
             AssignedId::Snapshot(id) => self.disk.snapshots.get(&id).map(|kept| kept.size),
@@ -301,7 +307,7 @@ fn report(task: &Task, size: ByteSize, failure: Option<String>) -> Option<Report
         return Some(object.unknown(why));
     }
     let removed = match task {
-        Task::Drop(_) => return None,
+        Task::Find(_) | Task::Drop(_) => return None,
         Task::Remove(_) => true,
         Task::Ensure(_) => false,
     };

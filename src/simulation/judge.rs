@@ -223,7 +223,7 @@ impl World {
             Source::Volume(id) => {
                 let is_lost = self.hosts.iter().any(|host| host.disk.lost.contains(&id));
                 let Some(volume) = view.get::<Volume>(id) else { return is_lost };
-                let made = self.hosts.iter().any(|host| host.disk.volumes.contains_key(&id));
+                let made = self.hosts.iter().any(|host| host.disk.volumes.get(&id).is_some_and(|held| held.described));
                 is_lost || !made && volume.spec.source.is_some_and(|of| self.waits_for_lost(of))
             }
             Source::Snapshot(id) => {
@@ -247,7 +247,8 @@ impl World {
         {
             return !volume.meta.is_removed() && host.disk.volumes.contains_key(&id);
         }
-        let Some(held) = host.disk.volumes.get(&id) else {
+        // One that was only begun may have lost what it is to be a copy of.
+        let Some(held) = host.disk.volumes.get(&id).filter(|held| held.described) else {
             let of = volume.spec.source.or(volume.predecessor().map(Source::Volume));
             return !volume.meta.is_removed() && of.is_some_and(|of| self.waits_for_lost(of));
         };

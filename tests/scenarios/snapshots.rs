@@ -55,6 +55,29 @@ fn a_volume_s_past_is_kept_copied_and_put_back(backing: Backing) {
 }
 
 #[test]
+fn what_is_to_be_made_of_a_volume_that_is_lost_says_so_at_once() {
+    let Some(Stage { _mounted, mut cluster }) = stage(Backing::Embedded) else { return };
+    let ctl = cluster.ctl();
+    ctl.ok("volume create db --size 8M");
+    ctl.ok("snapshot create db monday");
+    let id = ctl.text("volume get db", "/meta/id");
+    cluster.block.kill();
+    std::fs::remove_file(_mounted.path().join(format!("pool/volumes/{id}.img"))).expect("an image");
+    cluster.block.start_serving(&cluster.block_ctl().socket);
+    until("the volume to be missed", || (ctl.text("volume get db", "/status/phase") == "failed").then_some(()));
+    ctl.run("snapshot create db tuesday").fails(1, &["'tuesday'", "volume 'db', which it is to be taken of", "missing"]);
+    ctl.run("volume create twin --from-volume db").fails(1, &["volume 'db', which it is to be copied from", "missing"]);
+    assert_eq!(ctl.text("snapshot get tuesday", "/status/phase"), "failed");
+    // What was kept before is as good as ever.
+    assert_eq!(ctl.text("snapshot get monday", "/status/phase"), "ready");
+    ctl.ok("volume create old --from-snapshot monday");
+    for gone in ["volume remove twin", "snapshot remove tuesday", "snapshot remove monday", "volume remove db"] {
+        ctl.ok(gone);
+    }
+    ctl.check();
+}
+
+#[test]
 fn snapshots_at_one_instant_hold_a_writer_s_order_across_volumes() {
     let Some(Stage { _mounted, cluster }) = stage(Backing::Embedded) else { return };
     let ctl = cluster.ctl();

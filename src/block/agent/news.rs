@@ -30,6 +30,46 @@ impl Agent {
         room_report(snapshot, last, seen)
     }
 
+    /// Volumes and snapshots whose pool cannot be used, or whose bytes are to come from what cannot be made, say so.
+    pub(super) fn report_waiting(&self) -> Vec<Report> {
+        let volumes = self.assigned.volumes.values();
+        let snapshots = self.assigned.snapshots.values();
+        let copies = volumes.filter_map(|it| self.waiting_report(it, it.pool, it.source, "copied from"));
+        let taken = snapshots.filter_map(|it| {
+            let volumes = it.set.iter().map(|member| member.volume).chain([it.volume]);
+            self.waiting_report(it, it.pool, volumes, "taken of")
+        });
+        copies.chain(taken).collect()
+    }
+
+    fn waiting_report<A: Assignment>(
+        &self,
+        object: &A,
+        pool: PoolId,
+        sources: impl IntoIterator<Item = impl Into<AssignedId>>,
+        made: &str,
+    ) -> Option<Report> {
+        // One that is as it should be does not wait for its pool to become what it is to be next.
+        if matches!(self.world.held.get(&object.id().into()), Some(Progress::Done(_))) {
+            return None;
+        }
+        let report = |why| Some(object.clone().into().unknown(why));
+        if let Some((_, why)) = self.fault_of(pool.into()) {
+            return report(format!("its pool cannot be used: {why}"));
+        }
+        let (source, why) = sources.into_iter().find_map(|id| self.fault_of(id.into()))?;
+        if object.is_removed() || object.clone().made().is_some_and(|made| *made) {
+            return None;
+        }
+        report(format!("{source}, which it is to be {made}, is not ready: {why}"))
+    }
+
+    /// What has failed, and why.
+    fn fault_of(&self, id: AssignedId) -> Option<(&Assigned, &str)> {
+        let Some(Progress::Failed { tried, .. }) = self.world.held.get(&id) else { return None };
+        Some((tried, self.reports.get(&id)?.failure()?))
+    }
+
     /// The last report on a pool.
     pub(super) fn pool_report(&self, id: PoolId) -> Option<&PoolReport> {
         match self.reports.get(&AssignedId::Pool(id))? {

@@ -81,7 +81,7 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::pool::OpenPool;
     use super::super::{Doors, Peers};
     use super::*;
@@ -93,7 +93,7 @@ mod tests {
     use crate::reconcile::Task;
     use std::fs::File;
 
-    fn worker(runtime: &tokio::runtime::Runtime, scratch: &std::path::Path) -> Worker {
+    pub fn worker(runtime: &tokio::runtime::Runtime, scratch: &std::path::Path) -> Worker {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let client =
             rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();

@@ -185,3 +185,63 @@ fn a_pool_with_snapshots_in_it_is_not_let_go() {
     tasks.iter().for_each(|task| world.finish(task, false, now));
     assert_eq!(world.plan(&released, now), [Task::Remove(pool(true).into())]);
 }
+
+/// Walks an object that is to be made of what cannot be had through all that may come of looking for it.
+fn is_looked_for_once(object: &Assigned, made: Assigned, wanted: &AssignmentSet, known: &AssignmentSet, fails: &Task) {
+    let (now, find) = (Instant::now(), Task::Find(object.clone()));
+    let mut world = settled(&[]);
+    assert_eq!(world.plan(wanted, now), std::slice::from_ref(fails));
+    world.begin(fails);
+    assert_eq!(world.plan(wanted, now), [], "it may succeed");
+    world.finish(fails, true, now);
+    assert_eq!(world.plan(wanted, now), std::slice::from_ref(&find));
+    world.begin(&find);
+    assert_eq!(world.plan(wanted, now), []);
+
+    let mut found = world.clone();
+    found.finish(&find, false, now);
+    assert_eq!(found.plan(known, now), [Task::Ensure(made)]);
+
+    let later = now + RETRY_CEILING;
+    let mut unseen = world.clone();
+    unseen.finish(&find, true, now);
+    assert_eq!(unseen.plan(wanted, now), []);
+    assert!(unseen.plan(wanted, later).contains(&find), "its medium could not be looked at");
+
+    world.miss(object);
+    assert_eq!(world.plan(wanted, now), []);
+    assert_eq!(world.plan(wanted, later), std::slice::from_ref(fails), "it is not looked for again");
+    world.begin(fails);
+    world.finish(fails, false, later);
+    assert_eq!(world.plan(wanted, later), [Task::Ensure(object.clone())]);
+}
+
+#[test]
+fn a_copy_or_a_snapshot_whose_source_has_failed_is_looked_for_once_and_never_begun() {
+    let origin = volume(2, 1, false);
+    let fails = Task::Ensure(origin.clone().into());
+    let copy = VolumeAssignment { source: Some(Source::Volume(origin.id)), ..volume(3, 1, false) };
+    let made = VolumeAssignment { made: true, ..copy.clone() };
+    let with_copy = |copy: &VolumeAssignment| with(&[origin.clone(), copy.clone()], &[]);
+    is_looked_for_once(&copy.clone().into(), made.clone().into(), &with_copy(&copy), &with_copy(&made), &fails);
+
+    let taken = snapshot(9, 2);
+    let made = SnapshotAssignment { made: true, ..taken.clone() };
+    let with_taken = |taken: &SnapshotAssignment| with(std::slice::from_ref(&origin), std::slice::from_ref(taken));
+    is_looked_for_once(&taken.clone().into(), made.clone().into(), &with_taken(&taken), &with_taken(&made), &fails);
+}
+
+#[test]
+fn what_is_made_or_is_to_go_is_not_looked_for() {
+    let now = Instant::now();
+    let origin = volume(2, 1, false);
+    let copy = VolumeAssignment { source: Some(Source::Volume(origin.id)), ..volume(3, 1, false) };
+    let mut world = settled(&[]);
+    world.held.insert(origin.id.into(), Progress::failed(origin.clone().into(), 0, now));
+    let made = VolumeAssignment { made: true, ..copy.clone() };
+    let wanted = with(&[origin.clone(), made.clone()], &[]);
+    assert_eq!(world.plan(&wanted, now), [Task::Ensure(made.into())]);
+    world.miss(&copy.clone().into());
+    let gone = VolumeAssignment { removed: true, generation: copy.generation.next(), ..copy };
+    assert_eq!(world.plan(&with(&[origin, gone.clone()], &[]), now), [Task::Remove(gone.into())]);
+}
