@@ -175,7 +175,7 @@ impl World {
             if view.get::<Service>(host.id).is_none_or(|it| it.status.state != ServiceState::Ready) || !host.is_idle() {
                 return Some(format!("service {} is not ready, or at work", host.id));
             }
-            let pools = view.pools_of(host.id).all(|pool| pool.status.phase == Phase::Ready);
+            let unready = view.pools_of(host.id).find(|pool| pool.status.phase != Phase::Ready);
             let volumes: Vec<&Volume> = view.volumes_of(host.id).collect();
             if let Some(volume) = volumes.iter().find(|volume| !self.is_settled(host, volume)) {
                 let (id, bytes) = (volume.meta.id, self.written.get(&volume.meta.id));
@@ -184,8 +184,9 @@ impl World {
                     host.disk.volumes.get(&id)
                 ));
             }
-            if !pools {
-                return Some(format!("a pool of service {} is not ready", host.id));
+            if let Some(pool) = unready {
+                let there = host.disk.pools.contains(&pool.meta.id);
+                return Some(format!("{pool:?} is not ready, and on disk: {there}"));
             }
             for held in view.attachments_of(host.id) {
                 let let_in =

@@ -65,7 +65,8 @@ fn what_is_to_be_made_of_a_volume_that_is_lost_says_so_at_once() {
     std::fs::remove_file(_mounted.path().join(format!("pool/volumes/{id}.img"))).expect("an image");
     cluster.block.start_serving(&cluster.block_ctl().socket);
     until("the volume to be missed", || (ctl.text("volume get db", "/status/phase") == "failed").then_some(()));
-    ctl.run("snapshot create db tuesday").fails(1, &["'tuesday'", "volume 'db', which it is to be taken of", "missing"]);
+    ctl.run("snapshot create db tuesday")
+        .fails(1, &["'tuesday'", "volume 'db', which it is to be taken of", "missing"]);
     ctl.run("volume create twin --from-volume db").fails(1, &["volume 'db', which it is to be copied from", "missing"]);
     assert_eq!(ctl.text("snapshot get tuesday", "/status/phase"), "failed");
     // What was kept before is as good as ever.

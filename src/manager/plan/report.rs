@@ -8,8 +8,8 @@ use crate::manager::audit::audit;
 use crate::manager::draft::Draft;
 use crate::manager::refusal::Refusal;
 use crate::model::{
-    Attachment, AttachmentReport, Author, ByteSize, Kind, Level, Name, Phase, Pool, PoolReport, Report, ServiceId,
-    Session, SessionId, Snapshot, SnapshotReport, Volume, VolumeReport,
+    AssignedId, Attachment, AttachmentReport, Author, ByteSize, Kind, Level, Name, Phase, Pool, PoolReport, Report,
+    ServiceId, Session, SessionId, Snapshot, SnapshotReport, Volume, VolumeReport,
 };
 use std::fmt::Display;
 
@@ -30,6 +30,13 @@ pub fn take_reports(
     // A report that was held up must not overwrite what a newer session said.
     draft.guard::<Session>(service);
     for report in reports {
+        // What is nothing new to a view that lags may be so to the store, and is not said again.
+        match report.id() {
+            AssignedId::Pool(id) => draft.guard::<Pool>(id),
+            AssignedId::Volume(id) => draft.guard::<Volume>(id),
+            AssignedId::Snapshot(id) => draft.guard::<Snapshot>(id),
+            AssignedId::Attachment(id) => draft.guard::<Attachment>(id),
+        }
         match report {
             Report::Pool(report) => take_pool(draft, service, session, report)?,
             Report::Volume(report) => take_volume(draft, service, report)?,

@@ -5,7 +5,7 @@ use super::*;
 use crate::manager::draft::Draft;
 use crate::model::*;
 use crate::session::Greeting;
-use crate::store::{self, Batch, Entry, LeaseId, Op, Revision};
+use crate::store::{self, Batch, Compare, Entry, Key, LeaseId, Op, Revision};
 use proptest::prelude::*;
 
 mod attachments;
@@ -256,6 +256,23 @@ fn a_report_of_a_session_that_is_over_is_refused() {
     let outcome = world.write(|draft| take_reports(draft, service_id(), older, &[Report::Pool(late.clone())]));
     assert!(matches!(outcome, Err(Refusal::Superseded(_))));
     assert_eq!(world.view.get::<Pool>(pool.meta.id), Some(&pool));
+}
+
+#[test]
+fn a_report_that_says_nothing_new_to_the_view_is_compared_with_the_store() {
+    let mut world = World::new();
+    let pool = world.pool("p", 10);
+    let (generation, capacity) = (pool.meta.generation, pool.status.capacity.unwrap());
+    let known = PoolCapacity { capacity, copies: true, ..PoolCapacity::default() };
+    let (id, missing) = (pool.meta.id, PoolId::from_bytes([9; 16]));
+    let seen = |id| Report::Pool(PoolReport { id, generation, capacity: Observed::Known(known), failure: None });
+    let mut draft = Draft::new(&world.view, NOW, first_event(Revision(99)));
+    take_reports(&mut draft, service_id(), session_id(), &[seen(id), seen(missing)]).unwrap();
+    let txn = draft.finish().unwrap().unwrap();
+    assert!(txn.ops.is_empty(), "{txn:?}");
+    let held = world.view.pools[&id].revision;
+    assert!(txn.compares.contains(&Compare::Unchanged(Key::pool(id), held)), "{txn:?}");
+    assert!(txn.compares.contains(&Compare::Absent(Key::pool(missing))), "{txn:?}");
 }
 
 #[test]
