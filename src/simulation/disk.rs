@@ -151,7 +151,8 @@ impl Disk {
         let due = |since| held.generation < since || again && held.generation == since;
         if volume.revert.is_some_and(|revert| due(revert.since)) {
             let Some((revert, bytes)) = back else { return Ok(Step::Failed("the snapshot is lost".into())) };
-            (held.bytes, held.generation) = (bytes, generation);
+            // As both drivers do, it has the size that it is to have from that moment on.
+            (held.bytes, held.size, held.generation) = (bytes, size, generation);
             self.news.push(News::PutBack { volume: id, since: revert.since, to: revert.to, bytes });
             return Ok(Step::More);
         }

@@ -1,7 +1,7 @@
 //! What every backend that makes snapshots must do. The `file` driver does where its file system shares blocks, those of
 //! LVM where there is device-mapper.
 
-use crate::backend::{Driver, file_at, identity, layout, lvm, read, resized};
+use crate::backend::{Driver, file_at, identity, layout, lvm, read, resized, shrunk};
 use crate::lvm_stage::disks_are_given;
 use crate::support::mounted::Mounted;
 use std::sync::Arc;
@@ -126,6 +126,33 @@ fn a_volume_put_back_holds_what_it_held_then_once() {
         }
         assert_eq!(pool.ensure_volume(&grown).unwrap(), Ensured::Grown);
         assert_eq!(read(&*pool.open_volume(volume.id).unwrap(), 4096, 4), b"more", "it is not put back again");
+    });
+}
+
+#[test]
+fn a_volume_that_is_to_shrink_and_then_to_be_put_back_does_both_at_once() {
+    on_every_driver(|driver| {
+        // With a classic snapshot a volume keeps its size.
+        if !driver.independent {
+            return;
+        }
+        let (pool, volume) = pool_with_a_volume(driver);
+        let snapshot = snapshot_of(volume.id);
+        take(&*pool, &snapshot);
+        let grown = resized(&volume, 8);
+        assert_eq!(pool.ensure_volume(&grown).unwrap(), Ensured::Grown);
+        pool.open_volume(volume.id).unwrap().write(&[0x5a; 4096], 6 << 20, true).unwrap();
+        let smaller = shrunk(&grown, 4);
+        let next = smaller.generation.next();
+        let back = VolumeLayout { generation: next, revert: Some(Revert { to: snapshot.id, since: next }), ..smaller };
+        assert_eq!(pool.ensure_volume(&back).unwrap(), Ensured::Reverted);
+        assert_eq!(pool.ensure_volume(&back).unwrap(), Ensured::Unchanged);
+        let io = pool.open_volume(volume.id).unwrap();
+        assert_eq!((io.size(), read(&*io, 4096, 4)), (4 << 20, b"then".to_vec()));
+        drop(io);
+        assert_eq!(pool.ensure_volume(&resized(&back, 8)).unwrap(), Ensured::Grown);
+        let io = pool.open_volume(volume.id).unwrap();
+        assert_eq!(read(&*io, 4 << 20, 4 << 20), vec![0; 4 << 20], "what was cut off does not come back");
     });
 }
 
