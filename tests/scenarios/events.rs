@@ -102,7 +102,9 @@ fn a_service_that_is_down_and_back_is_in_the_record() {
     let liveness: Vec<&Value> =
         events.as_array().expect("a list").iter().filter(|event| event["object"] == id.as_str()).collect();
     let said: Vec<&str> = liveness.iter().map(|event| event["action"].as_str().expect("an action")).collect();
-    assert_eq!(said, ["service.join", "service.down", "service.ready"]);
+    // A lease that runs out on a busy machine adds more of the same.
+    assert_eq!(said[..3], ["service.join", "service.down", "service.ready"], "{said:?}");
+    assert!(said[3..].chunks(2).all(|more| more == ["service.down", "service.ready"]), "{said:?}");
     assert_eq!(liveness[1]["author"]["who"], "the leader");
     assert_eq!(liveness[2]["author"]["who"], format!("block service {id}"));
 }

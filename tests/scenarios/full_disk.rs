@@ -161,8 +161,11 @@ fn a_change_that_the_ledger_does_not_hold_keeps_no_volume_from_being_served_afte
     let served = || (qemu_io(&uri, &["read -P 0x42 0 1M"]).code == Some(0)).then_some(());
     crate::stage::until("the volume, without any manager", served);
     cluster.manager.start_serving(&cluster.ctl().socket);
-    let size = || ctl.json("volume get a").pointer("/status/size").and_then(serde_json::Value::as_u64);
-    crate::stage::until("the volume to grow", || (size() == Some(2 << 20)).then_some(()));
+    crate::stage::until("the volume to grow", || {
+        // The manager may be starting still.
+        let volume: serde_json::Value = serde_json::from_slice(&ctl.run("volume get a -o json").stdout).ok()?;
+        (volume.pointer("/status/size")?.as_u64()? == 2 << 20).then_some(())
+    });
     ctl.check_when_settled();
     cluster.block.kill();
 }
@@ -185,6 +188,8 @@ fn a_move_to_a_disk_that_fills_says_so_and_can_be_called_off_or_goes_on_when_the
     qemu_io(&ctl.uri("db", "nbd"), &["read -P 0x22 0 16M", "write -P 0x33 0 4k", "flush"]).succeeds();
     qemu_io(&ctl.uri("hog", "nbd"), &["read -P 0x11 0 24M"]).succeeds();
 
+    // A look at the disk while the copy filled it would have the move refused as for a pool that is full.
+    until("the pool to have room again", || (ctl.text("pool get small", "/status/level") == "ok").then_some(()));
     ctl.run("volume move db --pool small").fails(1, &["space", "--cancel"]);
     ctl.ok("volume remove hog");
     let small = ctl.text("pool get small", "/meta/id");

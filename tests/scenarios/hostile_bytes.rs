@@ -7,6 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// How long an answer is waited for where none has to come.
+const SILENCE: Duration = Duration::from_millis(300);
+
 #[derive(Clone, Debug)]
 enum Door {
     Tcp(String),
@@ -16,15 +19,15 @@ enum Door {
 trait Connection: Read + Write + Send {
     fn end_writing(&self);
     /// So that a test of a server that does not answer ends.
-    fn limit_reads(&self);
+    fn limit_reads(&self, limit: Duration);
 }
 
 impl Connection for TcpStream {
     fn end_writing(&self) {
         drop(self.shutdown(Shutdown::Write));
     }
-    fn limit_reads(&self) {
-        self.set_read_timeout(Some(Duration::from_millis(300))).expect("a limit");
+    fn limit_reads(&self, limit: Duration) {
+        self.set_read_timeout(Some(limit)).expect("a limit");
     }
 }
 
@@ -32,8 +35,8 @@ impl Connection for UnixStream {
     fn end_writing(&self) {
         drop(self.shutdown(Shutdown::Write));
     }
-    fn limit_reads(&self) {
-        self.set_read_timeout(Some(Duration::from_millis(300))).expect("a limit");
+    fn limit_reads(&self, limit: Duration) {
+        self.set_read_timeout(Some(limit)).expect("a limit");
     }
 }
 
@@ -43,7 +46,7 @@ impl Door {
             Self::Tcp(address) => Box::new(TcpStream::connect(address).expect("a connection")),
             Self::Unix(path) => Box::new(UnixStream::connect(path).expect("a connection")),
         };
-        connection.limit_reads();
+        connection.limit_reads(SILENCE);
         connection
     }
 
@@ -139,6 +142,8 @@ fn peers_that_stop_in_the_middle_of_a_sentence_keep_nobody_else_waiting() {
 /// An honest handshake by hand up to the transmission phase.
 fn transmission(door: &Door, export: &str) -> Box<dyn Connection> {
     let mut connection = door.open();
+    // These answers have to come.
+    connection.limit_reads(Duration::from_secs(60));
     let mut greeting = [0; 18];
     connection.read_exact(&mut greeting).expect("a greeting");
     let name = export.as_bytes();
@@ -147,6 +152,7 @@ fn transmission(door: &Door, export: &str) -> Box<dyn Connection> {
     connection.write_all(&[&head, name].concat()).expect("an option");
     let mut described = [0; 10];
     connection.read_exact(&mut described).expect("the export's size");
+    connection.limit_reads(SILENCE);
     connection
 }
 

@@ -4,6 +4,7 @@ use crate::stage::{Backing, Cluster, Outcome, finish, nobody, path_text, tool};
 use crate::support::process::mortal;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A cluster, and the executable where every user can reach it; none where the test cannot become somebody else.
 fn stage() -> Option<(Cluster, PathBuf)> {
@@ -59,7 +60,12 @@ fn control_sockets_and_files_are_closed_to_other_users() {
         outcome.fails(5, &[path_text(&socket), "ermission denied"]);
         for entry in std::fs::read_dir(&directory).expect("the directory") {
             let entry = entry.expect("an entry");
-            let mode = entry.metadata().expect("its facts").permissions().mode();
+            let mode = match entry.metadata() {
+                Ok(facts) => facts.permissions().mode(),
+                // A file that was staged, and has taken its place since.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => panic!("{}: {error}", entry.path().display()),
+            };
             assert_eq!(mode & 0o077, 0, "{} is open to others", entry.path().display());
         }
     }
@@ -97,16 +103,18 @@ struct OtherHost {
 
 impl OtherHost {
     fn new() -> Option<Self> {
-        let number = std::process::id();
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // Tests may be threads of one process.
+        let number = std::process::id().wrapping_mul(4).wrapping_add(NEXT.fetch_add(1, Ordering::SeqCst) % 4);
         let (name, cable, far) = (format!("symphony-{number}"), format!("sy{number}a"), format!("sy{number}b"));
         let (third, fourth) = (number / 64 % 256, number % 64 * 4);
         let (here, there) = (format!("10.213.{third}.{}", fourth + 1), format!("10.213.{third}.{}", fourth + 2));
-        let host = Self { name: name.clone(), here: here.clone() };
         let added = tool("ip", &["netns", "add", &name]);
         if added.code != Some(0) {
             eprintln!("skipped: this system makes no network namespaces: {}", added.stderr);
             return None;
         }
+        let host = Self { name: name.clone(), here: here.clone() };
         let (here, there) = (format!("{here}/30"), format!("{there}/30"));
         let cabled = tool("ip", &["link", "add", &cable, "type", "veth", "peer", "name", &far, "netns", &name]);
         if cabled.code != Some(0) {

@@ -46,7 +46,9 @@ fn whatever_a_silent_host_has_is_closed_one_by_one_through_a_manager_that_does_n
     assert_eq!(asked.names("image"), Vec::<String>::new());
     let closed = asked.json("pool remove shares --lost");
     assert_eq!((texts(&closed, "pools"), texts(&closed, "volumes")), (vec!["shares"], vec!["db"]), "{closed}");
-    assert_eq!((first.names("pool").len(), first.names("volume").len()), (0, 0));
+    until("both managers to see it", || {
+        (first.names("pool").is_empty() && first.names("volume").is_empty()).then_some(())
+    });
     asked.run("pool remove shares --lost").fails(3, &["no pool 'shares'"]);
 
     // All of it is on the disks still, and each manager says of whom it cannot tell.

@@ -79,6 +79,30 @@ fn what_is_to_be_made_of_a_volume_that_is_lost_says_so_at_once() {
 }
 
 #[test]
+fn a_copy_that_was_made_just_before_a_crash_is_served_although_its_source_is_lost() {
+    let Some(Stage { _mounted, mut cluster }) = stage(Backing::Embedded) else { return };
+    let ctl = cluster.ctl();
+    ctl.ok("volume create db --size 8M");
+    write(&ctl, "db", 7);
+    ctl.ok("volume create twin --from-volume db");
+    let (id, served) = (ctl.text("volume get db", "/meta/id"), cluster.local_uri("twin"));
+    cluster.manager.kill();
+    cluster.block.kill();
+    cluster.forget_what_was_made();
+    std::fs::remove_file(_mounted.path().join(format!("pool/volumes/{id}.img"))).expect("an image");
+    cluster.block.start_serving(&cluster.block_ctl().socket);
+    until("the copy to be served", || (qemu_io(&served, &["read -P 7 0 1M"]).code == Some(0)).then_some(()));
+    cluster.manager.start_serving(&ctl.socket);
+    until("nothing but the source to be missed", || {
+        let found: serde_json::Value = serde_json::from_slice(&ctl.run("check -o json").stdout).ok()?;
+        let faults = found["faults"].as_array()?;
+        let lost = |fault: &serde_json::Value| fault.as_str().is_some_and(|it| it.contains("'db'") || it.contains(&id));
+        (!faults.is_empty() && faults.iter().all(lost) && found["services_asked"] == 1).then_some(())
+    });
+    write(&ctl, "twin", 8);
+}
+
+#[test]
 fn snapshots_at_one_instant_hold_a_writer_s_order_across_volumes() {
     let Some(Stage { _mounted, cluster }) = stage(Backing::Embedded) else { return };
     let ctl = cluster.ctl();

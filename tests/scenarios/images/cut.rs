@@ -10,7 +10,7 @@ fn an_import_whose_client_is_gone_for_good_is_thrown_away_and_leaves_nothing() {
     let ctl = cluster.ctl();
     let mut hanging = Hanging::of(&ctl, "base", 48 << 20);
     hanging.send(&vec![7; 4 << 20]);
-    wait_for_writes(&ctl, "base");
+    wait_for_writes(&ctl, "base", 4 << 20);
     hanging.kill();
     // Nobody takes it for something whole, now or after everything was started anew.
     cluster.restart_block();
@@ -81,7 +81,7 @@ fn the_wait_for_the_seal_ends_at_its_timeout_and_the_comparison_goes_on() {
     let (ctl, bytes) = (cluster.ctl(), vec![7; 4 << 20]);
     let mut hanging = Hanging::with(&ctl, "base", bytes.len(), &["--timeout", "10s"]);
     hanging.send(&bytes);
-    wait_for_writes(&ctl, "base");
+    wait_for_writes(&ctl, "base", 4 << 20);
     let base = ctl.text("image get base", "/status/bases/0");
     let file = mounted.path().join(format!("pool/volumes/{base}.img"));
     until("all of it to have arrived", || std::fs::read(&file).ok()?.starts_with(&bytes).then_some(()));

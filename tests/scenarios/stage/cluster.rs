@@ -2,6 +2,7 @@
 
 use super::command::{Outcome, finish, path_text, symphony, words};
 use super::daemon::Daemon;
+use super::image::sha256;
 use super::patience::{until, wait};
 use super::tools::client;
 use crate::support::etcd::{Etcd, EtcdSetup};
@@ -137,8 +138,12 @@ impl Control {
         until("every block service to be asked through this manager", || {
             let outcome = self.run("check -o json");
             let found: Value = serde_json::from_slice(&outcome.stdout).ok()?;
-            let away = |remark: &Value| remark.as_str().is_some_and(|remark| remark.contains("could not be asked"));
-            (!found["remarks"].as_array()?.iter().any(away)).then_some(())
+            let says = |list: &str, words: &[&str]| {
+                let lines = found[list].as_array()?.iter().filter_map(Value::as_str);
+                Some(lines.into_iter().any(|line| words.iter().any(|word| line.contains(word))))
+            };
+            let passing = ["it is not open", "but not exported", "does not have it"];
+            (!says("remarks", &["could not be asked"])? && !says("faults", &passing)?).then_some(())
         });
         for volume in self.names("volume") {
             until(&format!("volume '{volume}' to be served"), || {
@@ -284,6 +289,21 @@ impl Cluster {
     pub fn restart_block(&mut self) {
         self.block.kill();
         self.block.start_serving(&Control::of(&self.block_dir()).socket);
+    }
+
+    /// Makes the ledger of the block service, which must not run, that of one that was killed before it could note that
+    /// anything was made.
+    pub fn forget_what_was_made(&self) {
+        let ledger = self.block_dir().join("ledger.json");
+        let text = std::fs::read_to_string(&ledger).expect("the ledger");
+        let document: Value = serde_json::from_str(&text).expect("a document");
+        let unmade = text.replace("\"made\": true", "\"made\": false");
+        assert_ne!(unmade, text, "nothing was made");
+        // The checksum is over the text with zeros in its place.
+        let (digest, zeros) = (document["sha256"].as_str().expect("a checksum"), "0".repeat(64));
+        let blank = unmade.replacen(digest, &zeros, 1);
+        let whole = blank.replacen(&zeros, &sha256(blank.as_bytes()), 1);
+        std::fs::write(&ledger, whole).expect("the ledger");
     }
 
     /// Where a volume is served on this host, whether or not a manager can be asked.
