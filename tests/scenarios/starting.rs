@@ -169,7 +169,7 @@ fn a_block_service_that_finds_another_cluster_s_manager_keeps_serving_and_forget
         message.contains("cluster").then_some(())
     });
     assert_eq!(cluster.block_ctl().text("block status", "/state"), "connecting");
-    crate::stage::client(&cluster.local_uri("a")).expect("served from the ledger");
+    until("the volume to be served from the ledger", || crate::stage::client(&cluster.local_uri("a")).ok());
     assert!(identity.exists());
     other.ctl().check();
     // With its own manager back, it finds its way.

@@ -79,10 +79,17 @@ fn any_manager_serves_any_request_and_block_services_move_to_those_that_are_left
         three.cluster.pool().display(),
         three.cluster.service_id()
     ));
+    // Each manager's view comes after in its own time.
+    let shown = |control: &Control, line: &str, is_so: &dyn Fn(&Value) -> bool| {
+        until(line, || serde_json::from_slice(&control.run(line).stdout).ok().filter(is_so))
+    };
+    shown(&controls[2], "pool get main -o json", &|pool| pool["status"]["phase"] == "ready");
     controls[2].ok("volume create a --size 1M");
     controls[0].ok("volume resize a --size 2M");
+    let before = shown(&controls[1], "volume get a -o json", &|volume| {
+        volume["status"]["phase"] == "ready" && volume["status"]["size"] == 2 << 20
+    });
     let mut connected = client(&controls[1].uri("a", "nbd")).expect("a connection");
-    let before = controls[1].json("volume get a");
     let first = three.id(0);
     let holder = |id: &String| controls[1].text(&format!("service get {id}"), "/status/manager");
     assert!(ids.iter().all(|id| holder(id) == first), "all came through the first one");

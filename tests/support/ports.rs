@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 /// Below those that the kernel hands out to connections: a server that is down for a while would lose one of those.
 const FIRST: u32 = 20_000;
 const COUNT: u32 = 12_000;
+/// What one test has to have.
+const TAKEN: u16 = 22_379;
 
 /// Ports that nobody uses; they stay this process's until it ends.
 pub fn free_ports(count: usize) -> Vec<u16> {
@@ -17,7 +19,7 @@ pub fn free_ports(count: usize) -> Vec<u16> {
         let offset = std::process::id().wrapping_mul(61) % COUNT + NEXT.fetch_add(1, Ordering::SeqCst);
         u16::try_from(FIRST + offset % COUNT).expect("a port")
     };
-    std::iter::repeat_with(candidate).filter(|port| reserve(*port)).take(count).collect()
+    std::iter::repeat_with(candidate).filter(|port| *port != TAKEN && reserve(*port)).take(count).collect()
 }
 
 /// Takes a name that stands for the port, so that test processes do not take it from each other while it is not bound.
