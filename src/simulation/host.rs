@@ -241,14 +241,15 @@ impl Host {
         };
         let failure = match step {
             Step::More => return Ok(Vec::new()),
-            Step::Done | Step::Missing => None,
-            Step::Failed(ref why) => Some(why.clone()),
+            Step::Done => None,
+            Step::Missing => {
+                let sought = running.hands.swap_remove(place);
+                running.world.miss(sought.object());
+                return Ok(self.tell_what_is_kept(now, disk_works));
+            }
+            Step::Failed(why) => Some(why),
         };
         let task = running.hands.swap_remove(place);
-        if let Step::Missing = step {
-            running.world.miss(task.object());
-            return Ok(self.tell_what_is_kept(now, disk_works));
-        }
         running.world.finish(&task, failure.is_some(), now);
         let id = task.object().id();
         match &task {

@@ -18,6 +18,11 @@ fn stage(backing: Backing) -> Option<Stage> {
     Some(Stage { cluster, _mounted: mounted })
 }
 
+/// Takes a volume's bytes away from a service that does not run.
+fn lose(mounted: &Mounted, id: &str) {
+    std::fs::remove_file(mounted.path().join(format!("pool/volumes/{id}.img"))).expect("an image");
+}
+
 fn holds(ctl: &Control, volume: &str, pattern: u8) {
     qemu_io(&ctl.uri(volume, "nbd"), &[&format!("read -P {pattern} 0 1M")]).succeeds();
 }
@@ -56,13 +61,13 @@ fn a_volume_s_past_is_kept_copied_and_put_back(backing: Backing) {
 
 #[test]
 fn what_is_to_be_made_of_a_volume_that_is_lost_says_so_at_once() {
-    let Some(Stage { _mounted, mut cluster }) = stage(Backing::Embedded) else { return };
+    let Some(Stage { _mounted: mounted, mut cluster }) = stage(Backing::Embedded) else { return };
     let ctl = cluster.ctl();
     ctl.ok("volume create db --size 8M");
     ctl.ok("snapshot create db monday");
     let id = ctl.text("volume get db", "/meta/id");
     cluster.block.kill();
-    std::fs::remove_file(_mounted.path().join(format!("pool/volumes/{id}.img"))).expect("an image");
+    lose(&mounted, &id);
     cluster.block.start_serving(&cluster.block_ctl().socket);
     until("the volume to be missed", || (ctl.text("volume get db", "/status/phase") == "failed").then_some(()));
     ctl.run("snapshot create db tuesday")
@@ -80,7 +85,7 @@ fn what_is_to_be_made_of_a_volume_that_is_lost_says_so_at_once() {
 
 #[test]
 fn a_copy_that_was_made_just_before_a_crash_is_served_although_its_source_is_lost() {
-    let Some(Stage { _mounted, mut cluster }) = stage(Backing::Embedded) else { return };
+    let Some(Stage { _mounted: mounted, mut cluster }) = stage(Backing::Embedded) else { return };
     let ctl = cluster.ctl();
     ctl.ok("volume create db --size 8M");
     write(&ctl, "db", 7);
@@ -89,7 +94,7 @@ fn a_copy_that_was_made_just_before_a_crash_is_served_although_its_source_is_los
     cluster.manager.kill();
     cluster.block.kill();
     cluster.forget_what_was_made();
-    std::fs::remove_file(_mounted.path().join(format!("pool/volumes/{id}.img"))).expect("an image");
+    lose(&mounted, &id);
     cluster.block.start_serving(&cluster.block_ctl().socket);
     until("the copy to be served", || (qemu_io(&served, &["read -P 7 0 1M"]).code == Some(0)).then_some(()));
     cluster.manager.start_serving(&ctl.socket);
