@@ -13,6 +13,9 @@ use symphony::rpc::proto::{self, block_control_client::BlockControlClient, contr
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
+/// How long a process may take to answer, or to be as it was asked to be.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
 pub type Control = ControlClient<Channel>;
 
 /// A child that dies with its owner.
@@ -72,7 +75,7 @@ pub async fn dial(socket: &Path) -> Result<Channel> {
     loop {
         match dial_socket(socket).await {
             Ok(channel) => return Ok(channel),
-            Err(error) if began.elapsed() > Duration::from_secs(20) => return Err(error.into()),
+            Err(error) if began.elapsed() > PATIENCE => return Err(error.into()),
             Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
         }
     }
@@ -125,6 +128,7 @@ impl Cloud {
 
 /// Initialises a manager once its store is there; its address.
 pub async fn init(control: &mut Control) -> Result<String> {
+    let began = Instant::now();
     loop {
         let status = control.get_manager_status(proto::GetManagerStatusRequest {}).await?.into_inner();
         match status.state.as_str() {
@@ -132,7 +136,7 @@ pub async fn init(control: &mut Control) -> Result<String> {
                 control.init_cluster(proto::InitClusterRequest::default()).await?;
                 return Ok(status.address);
             }
-            "starting" => tokio::time::sleep(Duration::from_millis(5)).await,
+            "starting" if began.elapsed() < PATIENCE => tokio::time::sleep(Duration::from_millis(5)).await,
             other => bail!("the manager is {other}"),
         }
     }

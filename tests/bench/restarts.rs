@@ -1,7 +1,7 @@
 //! How long a client waits while another executable takes the place of the one that serves it.
 
 use super::figures::{Figures, percentile};
-use super::processes::{Cloud, dial, wait_ready};
+use super::processes::{Cloud, PATIENCE, dial, wait_ready};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -66,11 +66,13 @@ async fn restart(directory: &Path) -> Result<()> {
     let before = block.get_block_status(proto::GetBlockStatusRequest {}).await?.into_inner().instance;
     // No answer is a good one.
     let refused = block.restart_block(proto::RestartBlockRequest::default()).await;
+    let began = Instant::now();
     loop {
         let mut block = BlockControlClient::new(dial(&socket).await?);
         match block.get_block_status(proto::GetBlockStatusRequest {}).await.map(tonic::Response::into_inner) {
             Ok(status) if status.instance == before => bail!("no restart: {refused:?}"),
             Ok(status) if status.passage.as_ref().is_some_and(|passage| passage.settled) => return Ok(()),
+            _ if began.elapsed() > PATIENCE => bail!("the restart does not settle"),
             _ => tokio::time::sleep(Duration::from_millis(2)).await,
         }
     }
